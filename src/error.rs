@@ -1,0 +1,142 @@
+//! Every way a request can fail, named by what went wrong and grouped by what the caller does next.
+//!
+//! One table gives each error its gRPC code and etcd's exact text: clients in every language match on the text
+//! (etcd-io/etcd `api/v3rpc/rpctypes/error.go` is the list that they know). The table is a macro so that a new
+//! error cannot forget its row. Errors also travel between members, as their text: [`Error::parse`] reads it back.
+
+use std::fmt;
+
+/// gRPC status codes, by number as on the wire; here so that the inner rings need no gRPC crate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+#[allow(missing_docs)]
+pub enum Code {
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    OutOfRange = 11,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+}
+
+macro_rules! errors {
+    ($( $(#[$doc:meta])* $name:ident = $code:ident $text:literal, )*) => {
+        /// What went wrong. See the module for how it reaches the client.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Error { $( $(#[$doc])* $name, )* }
+
+        impl Error {
+            /// Every error, in the table's order.
+            pub const ALL: &'static [Error] = &[$(Error::$name),*];
+
+            /// The gRPC code that etcd answers with.
+            pub fn code(self) -> Code { match self { $(Error::$name => Code::$code,)* } }
+
+            /// etcd's exact text.
+            pub fn text(self) -> &'static str { match self { $(Error::$name => $text,)* } }
+        }
+    };
+}
+
+errors! {
+    // The request is wrong: mend it. The same on every member.
+    /// A key is required.
+    EmptyKey = InvalidArgument "etcdserver: key is not provided",
+    /// `ignore_value` or `ignore_lease` on a key that does not exist, or a transaction op with nothing in it.
+    KeyNotFound = InvalidArgument "etcdserver: key not found",
+    /// `ignore_value` with a value.
+    ValueProvided = InvalidArgument "etcdserver: value is provided",
+    /// `ignore_lease` with a lease.
+    LeaseProvided = InvalidArgument "etcdserver: lease is provided",
+    /// More operations than `--max-txn-ops`.
+    TooManyOps = InvalidArgument "etcdserver: too many operations in txn request",
+    /// One transaction puts a key twice, or puts a key that it deletes.
+    DuplicateKey = InvalidArgument "etcdserver: duplicate key given in txn request",
+    /// Unknown sort order or target.
+    InvalidSortOption = InvalidArgument "etcdserver: invalid sort option",
+    /// Larger than `--max-request-bytes`.
+    RequestTooLarge = InvalidArgument "etcdserver: request is too large",
+    /// The revision is below the compacted one.
+    Compacted = OutOfRange "etcdserver: mvcc: required revision has been compacted",
+    /// The revision does not exist yet.
+    FutureRevision = OutOfRange "etcdserver: mvcc: required revision is a future revision",
+    /// No such lease.
+    LeaseNotFound = NotFound "etcdserver: requested lease not found",
+    /// No such member.
+    MemberNotFound = NotFound "etcdserver: member not found",
+    /// The space quota is used up: compact and defragment, then disarm the alarm.
+    NoSpace = ResourceExhausted "etcdserver: mvcc: database space exceeded",
+
+    // Nothing is wrong with the request: try again, here or elsewhere.
+    /// More requests under way than this member allows; certainly not executed.
+    TooManyRequests = ResourceExhausted "etcdserver: too many requests",
+    /// No leader is known; certainly not executed.
+    NoLeader = Unavailable "etcdserver: no leader",
+    /// The leader changed while the request was under way: its outcome is unknown.
+    LeaderChanged = Unavailable "etcdserver: leader changed",
+    /// Not answered in time: the outcome is unknown.
+    Timeout = Unavailable "etcdserver: request timed out",
+    /// Not answered in time while no leader could be reached: the outcome is unknown.
+    TimeoutLeaderFailure = Unavailable "etcdserver: request timed out, possibly due to previous leader failure",
+    /// The answer was lost with the connection to the leader: the outcome is unknown.
+    TimeoutConnectionLost = Unavailable "etcdserver: request timed out, possibly due to connection lost",
+    /// The state machine here did not catch up in time.
+    TimeoutWaitAppliedIndex = Unavailable "etcdserver: request timed out, waiting for the applied index took too long",
+    /// This member is stopping: try another.
+    Stopped = Unavailable "etcdserver: server stopped",
+
+    // Give up here.
+    /// This member is no voter: it answers serializable reads and status only.
+    LearnerNotSupported = FailedPrecondition "etcdserver: rpc not supported for learner",
+    /// Only the leader can do this.
+    NotLeader = FailedPrecondition "etcdserver: not leader",
+    /// Corruption was found: nothing is served from it.
+    Corrupt = DataLoss "etcdserver: corrupt cluster",
+}
+
+impl Error {
+    /// The error with this text, if there is one: how an error crosses from one member to another.
+    pub fn parse(text: &str) -> Option<Error> {
+        Error::ALL.iter().copied().find(|error| error.text() == text)
+    }
+
+    /// Whether the request may have been executed: a caller must not take it for failed.
+    pub fn outcome_unknown(self) -> bool {
+        matches!(
+            self,
+            Error::LeaderChanged
+                | Error::Timeout
+                | Error::TimeoutLeaderFailure
+                | Error::TimeoutConnectionLost
+                | Error::TimeoutWaitAppliedIndex
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_read_back_from_its_text() {
+        for error in Error::ALL {
+            assert_eq!(Error::parse(error.text()), Some(*error));
+            assert!(error.text().starts_with("etcdserver: "));
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Pontoon: a replicated key-value store that speaks the etcd v3 API.
+
+pub mod error;
+
+/// Messages and services generated from `proto/`, one module a package.
+#[allow(missing_docs, clippy::all, rustdoc::all)]
+pub mod pb {
+    /// etcd's API: KV, Watch, Lease, Cluster, Maintenance, Auth.
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+    /// Key-value pairs and events.
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    /// Users, roles, permissions.
+    pub mod authpb {
+        tonic::include_proto!("authpb");
+    }
+    /// The lock service.
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+    /// The election service.
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
+    /// Our own packages.
+    pub mod pontoon {
+        /// What is in the log.
+        pub mod command {
+            tonic::include_proto!("pontoon.command");
+        }
+        /// Member to member.
+        pub mod peer {
+            tonic::include_proto!("pontoon.peer");
+        }
+    }
+    /// All of the above, described: for gRPC reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,2 @@
+//! Ordered bytes on disk.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]

@@ -1,0 +1,1 @@
+//! The test binary: each case is a module.
