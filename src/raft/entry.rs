@@ -1,0 +1,287 @@
+//! Our own encodings of what Raft keeps and sends: entries, votes, log ids, membership.
+//!
+//! openraft's serde derives promise no stable format, and an entry passes through four places (the leader's log,
+//! the wire, the follower's log, apply). So an [`Entry`] carries its encoding with it: the leader encodes once, in
+//! `append`; the same bytes go to disk, to each follower, and to their disks.
+//!
+//! ```text
+//! entry      = term u64 | leader u64 | index u64 | kind u8 | body         (little-endian)
+//! kind, body = 0 blank, nothing | 1 command, an encoded pontoon.command.Command | 2 membership, as below
+//! vote       = term u64 | member u64 | committed u8
+//! log id     = term u64 | leader u64 | index u64
+//! membership = protobuf Membership: the voter sets (two while joint), then every member with its name and URL
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use openraft::entry::RaftEntry;
+use openraft::{EntryPayload, Membership};
+use prost::Message;
+
+use super::{Config, LogId, StoredMembership, Vote};
+use crate::pb::pontoon::peer;
+
+/// A command as it stands in the log: an encoded `pontoon.command.Command`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CommandBytes(pub Bytes);
+
+impl fmt::Debug for CommandBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for CommandBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "command of {} bytes", self.0.len())
+    }
+}
+
+/// A member as Raft knows it. What clients see of it (client URLs) is in the replicated state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `--name`.
+    pub name: String,
+    /// Where peers reach it; names are resolved anew on each connect.
+    pub peer_url: String,
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name, self.peer_url)
+    }
+}
+
+/// What an entry carries.
+pub type Payload = EntryPayload<CommandBytes, u64, Node>;
+type LeaderId = <LogId as LogIdParts>::Leader;
+
+/// Names the committed-leader part of a log id.
+pub trait LogIdParts {
+    /// Term and member.
+    type Leader;
+}
+
+impl<L> LogIdParts for openraft::LogId<L> {
+    type Leader = L;
+}
+
+/// One entry of the Raft log, with its encoding once it has one.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where it stands.
+    pub log_id: LogId,
+    /// What it says.
+    pub payload: Payload,
+    encoded: Option<Bytes>,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.log_id == other.log_id && self.payload == other.payload
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.log_id, self.payload)
+    }
+}
+
+impl RaftEntry for Entry {
+    type CommittedLeaderId = LeaderId;
+    type Payload = Payload;
+
+    fn new(log_id: LogId, payload: Payload) -> Self {
+        Entry { log_id, payload, encoded: None }
+    }
+
+    fn log_id_parts(&self) -> (&LeaderId, u64) {
+        (&self.log_id.leader_id, self.log_id.index)
+    }
+
+    fn set_log_id(&mut self, log_id: LogId) {
+        self.log_id = log_id;
+        self.encoded = None;
+    }
+
+    fn get_membership(&self) -> Option<Membership<u64, Node>> {
+        match &self.payload {
+            EntryPayload::Membership(membership) => Some(membership.clone()),
+            _ => None,
+        }
+    }
+}
+
+const BLANK: u8 = 0;
+const COMMAND: u8 = 1;
+const MEMBERSHIP: u8 = 2;
+const HEADER: usize = 25;
+
+impl Entry {
+    /// The bytes that stand in the log and go over the wire; made at the first call, shared from then on.
+    pub fn encoded(&mut self) -> Bytes {
+        if let Some(bytes) = &self.encoded {
+            return bytes.clone();
+        }
+        let bytes = encode(&self.log_id, &self.payload);
+        self.encoded = Some(bytes.clone());
+        bytes
+    }
+
+    /// Reads what [`Entry::encoded`] wrote; commands share the given bytes.
+    pub fn decode(bytes: Bytes) -> io::Result<Entry> {
+        if bytes.len() < HEADER {
+            return Err(invalid("entry shorter than its header"));
+        }
+        let mut header = &bytes[..HEADER];
+        let log_id = get_log_id(&mut header);
+        let kind = header.get_u8();
+        let body = bytes.slice(HEADER..);
+        let payload = match kind {
+            BLANK => EntryPayload::Blank,
+            COMMAND => EntryPayload::Normal(CommandBytes(body)),
+            MEMBERSHIP => EntryPayload::Membership(decode_membership(body)?),
+            other => return Err(invalid(&format!("entry of unknown kind {other}"))),
+        };
+        Ok(Entry { log_id, payload, encoded: Some(bytes) })
+    }
+}
+
+fn encode(log_id: &LogId, payload: &Payload) -> Bytes {
+    let (kind, body) = match payload {
+        EntryPayload::Blank => (BLANK, Bytes::new()),
+        EntryPayload::Normal(command) => (COMMAND, command.0.clone()),
+        EntryPayload::Membership(membership) => (MEMBERSHIP, encode_membership(membership)),
+    };
+    let mut out = BytesMut::with_capacity(HEADER + body.len());
+    put_log_id(&mut out, log_id);
+    out.put_u8(kind);
+    out.put(body);
+    out.freeze()
+}
+
+fn put_log_id(out: &mut BytesMut, log_id: &LogId) {
+    out.put_u64_le(log_id.leader_id.term);
+    out.put_u64_le(log_id.leader_id.node_id);
+    out.put_u64_le(log_id.index);
+}
+
+fn get_log_id(buf: &mut &[u8]) -> LogId {
+    let (term, leader, index) = (buf.get_u64_le(), buf.get_u64_le(), buf.get_u64_le());
+    new_log_id(term, leader, index)
+}
+
+/// The id of the entry at `index`, proposed by `leader` in `term`.
+pub fn new_log_id(term: u64, leader: u64, index: u64) -> LogId {
+    LogId::new(LeaderId { term, node_id: leader }, index)
+}
+
+/// A log id as the log and snapshot files keep it.
+pub fn encode_log_id(log_id: &LogId) -> Bytes {
+    let mut out = BytesMut::with_capacity(24);
+    put_log_id(&mut out, log_id);
+    out.freeze()
+}
+
+/// Reads what [`encode_log_id`] wrote.
+pub fn decode_log_id(bytes: &[u8]) -> io::Result<LogId> {
+    let mut buf = bytes;
+    if buf.len() != 24 {
+        return Err(invalid("log id of the wrong length"));
+    }
+    Ok(get_log_id(&mut buf))
+}
+
+/// A vote as the log keeps it.
+pub fn encode_vote(vote: &Vote) -> Bytes {
+    let mut out = BytesMut::with_capacity(17);
+    out.put_u64_le(vote.leader_id.term);
+    out.put_u64_le(vote.leader_id.node_id);
+    out.put_u8(u8::from(vote.committed));
+    out.freeze()
+}
+
+/// Reads what [`encode_vote`] wrote.
+pub fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
+    let mut buf = bytes;
+    if buf.len() != 17 {
+        return Err(invalid("vote of the wrong length"));
+    }
+    let (term, member, committed) = (buf.get_u64_le(), buf.get_u64_le(), buf.get_u8() != 0);
+    Ok(if committed { Vote::new_committed(term, member) } else { Vote::new(term, member) })
+}
+
+/// A membership with the log id that it came with, as snapshots and the state's mark keep it.
+pub fn encode_stored_membership(membership: &StoredMembership) -> Bytes {
+    peer::StoredMembership {
+        log_id: membership.log_id().as_ref().map(to_wire_log_id),
+        membership: encode_membership(membership.membership()),
+    }
+    .encode_to_vec()
+    .into()
+}
+
+/// Reads what [`encode_stored_membership`] wrote.
+pub fn decode_stored_membership(bytes: Bytes) -> io::Result<StoredMembership> {
+    let stored = peer::StoredMembership::decode(bytes).map_err(io::Error::other)?;
+    let membership = decode_membership(stored.membership)?;
+    Ok(StoredMembership::new(stored.log_id.map(from_wire_log_id), membership))
+}
+
+fn encode_membership(membership: &Membership<u64, Node>) -> Bytes {
+    let voters = membership.get_joint_config().iter();
+    peer::Membership {
+        configs: voters.map(|ids| peer::Voters { ids: ids.iter().copied().collect() }).collect(),
+        nodes: membership
+            .nodes()
+            .map(|(id, node)| peer::Node { id: *id, name: node.name.clone(), peer_url: node.peer_url.clone() })
+            .collect(),
+    }
+    .encode_to_vec()
+    .into()
+}
+
+fn decode_membership(bytes: Bytes) -> io::Result<Membership<u64, Node>> {
+    let wire = peer::Membership::decode(bytes).map_err(io::Error::other)?;
+    let configs: Vec<BTreeSet<u64>> = wire.configs.into_iter().map(|c| c.ids.into_iter().collect()).collect();
+    let nodes: BTreeMap<u64, Node> =
+        wire.nodes.into_iter().map(|n| (n.id, Node { name: n.name, peer_url: n.peer_url })).collect();
+    if configs.is_empty() && nodes.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, nodes).map_err(io::Error::other)
+}
+
+/// A log id for the wire.
+pub fn to_wire_log_id(log_id: &LogId) -> peer::LogId {
+    peer::LogId { term: log_id.leader_id.term, leader: log_id.leader_id.node_id, index: log_id.index }
+}
+
+/// A log id from the wire.
+pub fn from_wire_log_id(wire: peer::LogId) -> LogId {
+    new_log_id(wire.term, wire.leader, wire.index)
+}
+
+/// A vote for the wire.
+pub fn to_wire_vote(vote: &Vote) -> peer::Vote {
+    peer::Vote { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed }
+}
+
+/// A vote from the wire.
+pub fn from_wire_vote(wire: peer::Vote) -> Vote {
+    if wire.committed { Vote::new_committed(wire.term, wire.member) } else { Vote::new(wire.term, wire.member) }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_string())
+}
+
+const _: () = {
+    // Config is named here so that a change of its Entry type shows up in this file.
+    const fn same<C: openraft::RaftTypeConfig<Entry = Entry>>() {}
+    same::<Config>();
+};
