@@ -1,0 +1,100 @@
+//! Who this member is, and which cluster it belongs to.
+//!
+//! A member's id is random and made with its data directory: a wiped disk is a new member, since a voter that
+//! forgot its votes could vote twice in one term. The cluster's id is made by the founder; the others learn it from
+//! the first request that is addressed to their own id, which only somebody who met them under the same token can
+//! know, and have it on disk before they answer.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tonic::Status;
+
+use crate::pb::pontoon::peer::Target;
+
+/// Makes an adopted cluster id durable.
+pub type Persist = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
+
+/// This member's id and its cluster's.
+pub struct Identity {
+    member_id: u64,
+    cluster_id: AtomicU64,
+    persist: Persist,
+}
+
+impl Identity {
+    /// `cluster_id` is 0 while the member belongs to no cluster.
+    pub fn new(member_id: u64, cluster_id: u64, persist: Persist) -> Self {
+        Identity { member_id, cluster_id: AtomicU64::new(cluster_id), persist }
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> u64 {
+        self.member_id
+    }
+
+    /// The cluster's id, 0 while there is none.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id.load(Ordering::Acquire)
+    }
+
+    /// Joins a cluster, for good. The id is on disk when this returns.
+    pub fn adopt(&self, cluster_id: u64) -> io::Result<()> {
+        (self.persist)(cluster_id)?;
+        self.cluster_id.store(cluster_id, Ordering::Release);
+        Ok(())
+    }
+
+    /// How a request for `member_id` is addressed.
+    pub fn target(&self, member_id: u64) -> Target {
+        Target { cluster_id: self.cluster_id(), member_id }
+    }
+
+    /// Refuses a request that is meant for somebody else.
+    pub fn check(&self, target: Option<Target>) -> Result<(), Status> {
+        let target = target.ok_or_else(|| Status::invalid_argument("peer request without a target"))?;
+        if target.member_id != self.member_id {
+            return Err(mismatch("member", target.member_id, self.member_id));
+        }
+        match self.cluster_id() {
+            mine if mine == target.cluster_id && mine != 0 => Ok(()),
+            0 if target.cluster_id != 0 => self
+                .adopt(target.cluster_id)
+                .map_err(|error| Status::internal(format!("cannot record the cluster id: {error}"))),
+            mine => Err(mismatch("cluster", target.cluster_id, mine)),
+        }
+    }
+}
+
+fn mismatch(what: &str, meant: u64, is: u64) -> Status {
+    Status::failed_precondition(format!("request for {what} {meant:x} reached {what} {is:x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(cluster_id: u64) -> Identity {
+        Identity::new(7, cluster_id, Box::new(|_| Ok(())))
+    }
+
+    #[test]
+    fn requests_for_others_are_refused() {
+        let me = identity(1);
+        assert!(me.check(Some(Target { cluster_id: 1, member_id: 7 })).is_ok());
+        assert!(me.check(Some(Target { cluster_id: 1, member_id: 8 })).is_err());
+        assert!(me.check(Some(Target { cluster_id: 2, member_id: 7 })).is_err());
+        assert!(me.check(None).is_err());
+    }
+
+    #[test]
+    fn a_new_member_adopts_the_first_cluster_that_knows_its_id() {
+        let me = identity(0);
+        assert!(me.check(Some(Target { cluster_id: 0, member_id: 7 })).is_err());
+        assert!(me.check(Some(Target { cluster_id: 5, member_id: 8 })).is_err());
+        assert_eq!(me.cluster_id(), 0);
+        assert!(me.check(Some(Target { cluster_id: 5, member_id: 7 })).is_ok());
+        assert_eq!(me.cluster_id(), 5);
+        assert!(me.check(Some(Target { cluster_id: 6, member_id: 7 })).is_err());
+    }
+}

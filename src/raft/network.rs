@@ -1,0 +1,393 @@
+//! The outgoing half of Raft: a client per peer and purpose.
+//!
+//! Replication runs over one long-lived stream per follower with many requests under way; heartbeats, votes and
+//! read confirmations have a connection of their own so that they never queue behind entries, and snapshots a third.
+//! Connections are made lazily and kept; a name is resolved anew on each connect, so a peer that comes back at
+//! another address is found.
+//!
+//! openraft bounds the time of unary calls; a stream has no lifetime, so [`give_up_when_idle`] ends one whose peer
+//! fell silent with requests under way. HTTP/2 pings find dead connections without requests.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
+use super::identity::Identity;
+use super::snapshot::SnapshotFile;
+use super::{Node, Snapshot, Timing, Types, Vote};
+use crate::pb::pontoon::peer;
+use crate::pb::pontoon::peer::peer_client::PeerClient;
+
+/// The largest message between members: a slice of the log (1 MiB) or one entry of the largest request, and room.
+pub const MAX_MESSAGE: usize = 64 << 20;
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A silent connection is pinged this often, and given up after as long again.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a connection is used for: each purpose has its own, so that none waits for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Log entries.
+    Replication,
+    /// Heartbeats, votes, leadership transfer, read confirmations.
+    Control,
+    /// Snapshot files.
+    Snapshot,
+    /// Clients' requests, handed to the leader.
+    Forward,
+}
+
+/// Connections to the other members, made on first use.
+pub struct Peers {
+    identity: Arc<Identity>,
+    timing: Timing,
+    channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
+    /// Addresses published by members, which win over those in Raft's membership.
+    addresses: RwLock<BTreeMap<u64, String>>,
+}
+
+impl Peers {
+    /// No connections yet.
+    pub fn new(identity: Arc<Identity>, timing: Timing) -> Self {
+        Peers { identity, timing, channels: Mutex::default(), addresses: RwLock::default() }
+    }
+
+    /// A member published where peers reach it.
+    pub fn set_address(&self, member_id: u64, url: String) {
+        self.addresses.write().unwrap_or_else(PoisonError::into_inner).insert(member_id, url);
+    }
+
+    /// A client for the member `id`, which Raft's membership places at `node`.
+    pub fn client(&self, id: u64, node: &Node, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+        let published = self.addresses.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        self.client_at(published.as_deref().unwrap_or(&node.peer_url), purpose)
+    }
+
+    /// A client for whoever is at `url`.
+    pub fn client_at(&self, url: &str, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (url.to_string(), purpose);
+        if let Some(channel) = channels.get(&key) {
+            return Ok(limits(PeerClient::new(channel.clone())));
+        }
+        let channel = connect(url)?;
+        channels.insert(key, channel.clone());
+        Ok(limits(PeerClient::new(channel)))
+    }
+
+    /// How a request for `id` is addressed.
+    pub fn target(&self, id: u64) -> peer::Target {
+        self.identity.target(id)
+    }
+}
+
+fn limits(client: PeerClient<Channel>) -> PeerClient<Channel> {
+    client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+}
+
+fn connect(url: &str) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(url.to_string())
+        .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .connect_lazy())
+}
+
+/// Makes openraft's clients.
+pub struct Network {
+    peers: Arc<Peers>,
+}
+
+impl Network {
+    /// Clients over `peers`.
+    pub fn new(peers: Arc<Peers>) -> Self {
+        Network { peers }
+    }
+
+    fn link(&self, target: u64, node: &Node, purpose: Purpose) -> Link {
+        Link { peers: self.peers.clone(), target, node: node.clone(), purpose }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &Node) -> Link {
+        self.link(target, node, Purpose::Replication)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Node) -> Link {
+        self.link(target, node, Purpose::Control)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Node) -> Link {
+        self.link(target, node, Purpose::Snapshot)
+    }
+}
+
+/// One peer, for one purpose.
+pub struct Link {
+    peers: Arc<Peers>,
+    target: u64,
+    node: Node,
+    purpose: Purpose,
+}
+
+impl Link {
+    fn client(&self, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+        self.peers.client(self.target, &self.node, purpose)
+    }
+
+    fn target(&self) -> peer::Target {
+        self.peers.target(self.target)
+    }
+
+    async fn request_vote(
+        &self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let message = peer::VoteRequest {
+            target: Some(self.target()),
+            vote: Some(to_wire_vote(&request.vote)),
+            last: request.last_log_id.as_ref().map(to_wire_log_id),
+            pre_vote,
+            leadership_transfer: request.leadership_transfer,
+        };
+        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.vote(message)).await.map_err(rpc_error)?;
+        Ok(VoteResponse {
+            vote: wire_vote(reply.vote).map_err(rpc_error)?,
+            vote_granted: reply.granted,
+            last_log_id: reply.last.map(from_wire_log_id),
+        })
+    }
+
+    async fn heartbeat(
+        &self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
+        let message = append_request(request, Some(self.target()));
+        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.heartbeat(message)).await.map_err(rpc_error)?;
+        append_result(reply).map_err(rpc_error)
+    }
+
+    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, Status> {
+        let head = peer::SnapshotHead {
+            target: Some(self.target()),
+            vote: Some(to_wire_vote(&vote)),
+            last: snapshot.meta.last_log_id.as_ref().map(to_wire_log_id),
+            membership: super::entry::encode_stored_membership(&snapshot.meta.last_membership),
+            snapshot_id: snapshot.snapshot.name(),
+            size: snapshot.snapshot.size(),
+        };
+        tracing::info!(
+            to = %self.node.name, bytes = head.size, upto = ?snapshot.meta.last_log_id, "sending a snapshot"
+        );
+        let chunks = snapshot.snapshot.chunks(head).map_err(|error| Status::internal(error.to_string()))?;
+        let reply = self.client(Purpose::Snapshot)?.snapshot(chunks).await?.into_inner();
+        Ok(SnapshotResponse::new(wire_vote(reply.vote)?))
+    }
+}
+
+impl NetStreamAppend<Types> for Link {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+    {
+        if self.purpose == Purpose::Control {
+            let link = &*self;
+            let replies = input.then(move |request| link.heartbeat(request, option.clone()));
+            return Box::pin(async move { Ok(Box::pin(replies) as BoxStream<'s, _>) });
+        }
+        Box::pin(async move {
+            let under_way = Arc::new(AtomicUsize::new(0));
+            let sent = under_way.clone();
+            let mut target = Some(self.target());
+            let requests = input.map(move |request| {
+                sent.fetch_add(1, Ordering::Relaxed);
+                append_request(request, target.take())
+            });
+            let idle = self.peers.timing.stream_idle();
+            let mut client = self.client(self.purpose).map_err(rpc_error)?;
+            let replies = within(idle, client.append(requests)).await.map_err(rpc_error)?;
+            Ok(Box::pin(give_up_when_idle(replies, under_way, idle)) as BoxStream<'s, _>)
+        })
+    }
+}
+
+/// The replies, until the peer is silent for `idle` while requests are under way.
+fn give_up_when_idle(
+    replies: Streaming<peer::AppendReply>,
+    under_way: Arc<AtomicUsize>,
+    idle: Duration,
+) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> {
+    futures::stream::unfold(Some((replies, under_way)), move |state| async move {
+        let (mut replies, under_way) = state?;
+        loop {
+            return match timeout(idle, replies.message()).await {
+                Ok(Ok(None)) => None,
+                Ok(Ok(Some(reply))) => {
+                    under_way.fetch_sub(1, Ordering::Relaxed);
+                    match append_result(reply) {
+                        Ok(result) => Some((Ok(result), Some((replies, under_way)))),
+                        Err(status) => Some((Err(rpc_error(status)), None)),
+                    }
+                }
+                Ok(Err(status)) => Some((Err(rpc_error(status)), None)),
+                Err(_) if under_way.load(Ordering::Relaxed) == 0 => continue,
+                Err(_) => Some((Err(rpc_error(Status::unavailable("no answer to appends"))), None)),
+            };
+        }
+    })
+}
+
+impl NetVote<Types> for Link {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.request_vote(request, option, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.request_vote(request, option, true).await
+    }
+}
+
+impl NetSnapshot<Types> for Link {
+    type SnapshotData = SnapshotFile;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let cancel: Pin<Box<dyn Future<Output = ReplicationClosed> + Send>> = Box::pin(cancel);
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot) => sent.map_err(|status| match status.code() {
+                Code::Unavailable => StreamingError::Unreachable(unreachable(&status)),
+                _ => StreamingError::Network(NetworkError::from_string(status.to_string())),
+            }),
+        }
+    }
+}
+
+impl NetTransferLeader<Types> for Link {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let message = peer::TransferLeaderRequest {
+            target: Some(self.target()),
+            from: Some(to_wire_vote(request.from_leader())),
+            to: *request.to_node_id(),
+            last: request.last_log_id().map(to_wire_log_id),
+        };
+        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.transfer_leader(message)).await.map_err(rpc_error)?;
+        if !reply.refused.is_empty() {
+            return Err(rpc_error(Status::failed_precondition(reply.refused)));
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl NetBackoff<Types> for Link {
+    /// As configured in [`Timing::config`].
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+/// The reply, unless it takes longer than `limit`.
+pub async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    match timeout(limit, call).await {
+        Ok(reply) => Ok(reply?.into_inner()),
+        Err(_) => Err(Status::unavailable("no answer in time")),
+    }
+}
+
+fn append_request(request: AppendEntriesRequest<Types>, target: Option<peer::Target>) -> peer::AppendRequest {
+    let entries: Vec<Bytes> = request.entries.into_iter().map(|mut entry| entry.encoded()).collect();
+    peer::AppendRequest {
+        target,
+        vote: Some(to_wire_vote(&request.vote)),
+        prev: request.prev_log_id.as_ref().map(to_wire_log_id),
+        entries,
+        committed: request.leader_commit.as_ref().map(to_wire_log_id),
+    }
+}
+
+fn append_result(reply: peer::AppendReply) -> Result<StreamAppendResult<Types>, Status> {
+    use peer::append_reply::Result as Wire;
+    match reply.result {
+        Some(Wire::Appended(appended)) => Ok(Ok(appended.last.map(from_wire_log_id))),
+        Some(Wire::Conflict(at)) => Ok(Err(StreamAppendError::Conflict(from_wire_log_id(at)))),
+        Some(Wire::HigherVote(vote)) => Ok(Err(StreamAppendError::HigherVote(from_wire_vote(vote)))),
+        None => Err(Status::internal("append reply without a result")),
+    }
+}
+
+/// The vote that a peer's message must carry.
+pub fn wire_vote(vote: Option<peer::Vote>) -> Result<Vote, Status> {
+    vote.map(from_wire_vote).ok_or_else(|| Status::invalid_argument("peer message without a vote"))
+}
+
+/// A peer that can't be reached is left alone for a while; other errors are tried again soon.
+fn rpc_error(status: Status) -> RPCError<Types> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(unreachable(&status)),
+        _ => RPCError::Network(NetworkError::from_string(status.to_string())),
+    }
+}
+
+fn unreachable(status: &Status) -> Unreachable<Types> {
+    Unreachable::from_string(status.to_string())
+}
