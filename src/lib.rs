@@ -1,6 +1,9 @@
 //! Pontoon: a replicated key-value store that speaks the etcd v3 API.
 
 pub mod error;
+pub mod mvcc;
+pub mod state;
+pub mod storage;
 
 /// Messages and services generated from `proto/`, one module a package.
 #[allow(missing_docs, clippy::all, rustdoc::all)]
