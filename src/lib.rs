@@ -1,7 +1,13 @@
 //! Pontoon: a replicated key-value store that speaks the etcd v3 API.
 
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod error;
 pub mod mvcc;
+pub mod raft;
+pub mod server;
 pub mod state;
 pub mod storage;
 

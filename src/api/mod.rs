@@ -45,8 +45,8 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
 }
 
 /// Methods of services that are not served at all.
-async fn unimplemented_path(request: http::Request<tonic::body::Body>) -> http::Response<tonic::body::Body> {
-    unimplemented(request.uri().path()).into_http()
+async fn unimplemented_path(uri: http::Uri) -> http::Response<tonic::body::Body> {
+    unimplemented(uri.path()).into_http()
 }
 
 /// The answer of a method that is not served yet.

@@ -81,7 +81,7 @@ impl Peer for PeerService {
         self.identity.check(first.target)?;
         let first = append_request(first)?;
         // A request that can't be read ends the stream: the leader makes it anew.
-        let rest = stream.map_while(|message| message.and_then(append_request).ok());
+        let rest = stream.scan((), |(), message| futures::future::ready(message.and_then(append_request).ok()));
         let requests = futures::stream::once(async { first }).chain(rest);
         let replies = self.raft.stream_append(requests).map(|result| match result {
             Ok(result) => Ok(append_reply(result)),

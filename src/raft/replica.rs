@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
@@ -369,9 +370,21 @@ impl Replica {
 
     /// The leader that this member knows of, with its place in the membership.
     pub fn leader(&self) -> Option<(u64, Node)> {
-        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
         metrics.membership_config.membership().get_node(&leader).map(|node| (leader, node.clone()))
+    }
+
+    /// Whether this member leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        metrics.borrow_watched().current_leader == Some(self.inner.identity.member_id())
+    }
+
+    /// Raft's term.
+    pub fn term(&self) -> u64 {
+        self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term
     }
 
     /// Waits until something about Raft changed: the leader, perhaps.
@@ -428,7 +441,7 @@ impl Replica {
 
     async fn try_admit(&self, request: &peer::JoinRequest) -> Result<(), String> {
         if !self.inner.raft.is_leader() {
-            return Err("this member does not lead".to_string());
+            return Err(ReadIndexError::NotLeader.to_string());
         }
         let _one_at_a_time = self.inner.changing.lock().await;
         let (nodes, voters) = self.membership();
@@ -493,11 +506,11 @@ impl Replica {
         if raft.trigger().transfer_leader(*successor).await.is_err() {
             return;
         }
-        let followed = raft.wait(Some(TRANSFER_LIMIT)).metrics(
-            |metrics| metrics.current_leader.is_some_and(|leader| leader != me),
-            "another member leads",
-        );
-        if followed.await.is_err() {
+        let followed = raft
+            .wait(Some(TRANSFER_LIMIT))
+            .metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != me), "another member leads")
+            .await;
+        if followed.is_err() {
             tracing::warn!("nobody took over in time");
         }
     }

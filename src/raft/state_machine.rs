@@ -88,6 +88,8 @@ pub struct Shell {
     pub closed: tokio::sync::oneshot::Sender<()>,
 }
 
+type Loaded = (PathBuf, Arc<dyn Engine>, State, Mark);
+
 /// The replicated state machine, as openraft drives it.
 pub struct StateMachine {
     state: State,
@@ -139,7 +141,7 @@ impl StateMachine {
         }
     }
 
-    fn load(&self, file: &SnapshotFile) -> io::Result<(PathBuf, Arc<dyn Engine>, State, Mark)> {
+    fn load(&self, file: &SnapshotFile) -> io::Result<Loaded> {
         let (dir, engine) = (self.shell.fresh_engine)()?;
         let (state, mark) =
             State::restore(engine.clone(), self.shell.options.clone(), file.records()?).map_err(io::Error::other)?;
@@ -198,6 +200,8 @@ impl RaftStateMachine<Types> for StateMachine {
         if mark.applied != meta.last_log_id {
             return Err(io::Error::other("the snapshot's contents and its description differ"));
         }
+        // Durable before it is state: the log before it is about to be purged.
+        self.shell.snapshots.installed(&file, meta)?;
         self.saving.stop();
         self.saving = Saving::start(state.saver(), self.shell.failure.clone());
         self.state.replace(state);
@@ -206,7 +210,6 @@ impl RaftStateMachine<Types> for StateMachine {
         // Not needed any more; if it can't be deleted now, the next start does.
         let _ = std::fs::remove_dir_all(old);
         self.mark = mark;
-        self.shell.snapshots.installed(&file);
         self.publish(&mut Vec::new());
         Ok(())
     }
