@@ -1,6 +1,15 @@
 //! Pontoon: a replicated key-value store that speaks the etcd v3 API.
 
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
 pub mod error;
+pub mod mvcc;
+pub mod raft;
+pub mod server;
+pub mod state;
+pub mod storage;
 
 /// Messages and services generated from `proto/`, one module a package.
 #[allow(missing_docs, clippy::all, rustdoc::all)]

@@ -14,9 +14,11 @@
 //! [`network`] to peers · [`peer`] from peers · [`replica`] all of it, opened and running.
 
 pub mod entry;
+pub mod identity;
 pub mod log_store;
 pub mod network;
 pub mod peer;
+pub mod read_index;
 pub mod replica;
 pub mod snapshot;
 pub mod state_machine;

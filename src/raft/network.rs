@@ -391,3 +391,19 @@ fn rpc_error(status: Status) -> RPCError<Types> {
 fn unreachable(status: &Status) -> Unreachable<Types> {
     Unreachable::from_string(status.to_string())
 }
+
+/// Whether no connection could be made, so that the request certainly was not sent.
+pub fn is_connect_error(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        if error.to_string().contains("tcp connect error") {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}

@@ -1,2 +1,130 @@
 //! Ordered bytes on disk.
+//!
+//! Two kinds of storage live here. The write-ahead log ([`wal`], over [`fs`]) and the snapshot files are the truth.
+//! An [`Engine`] holds the applied state, ordered by key, and may lag or be thrown away: it changes only by whole
+//! [`Batch`]es, so whatever survives a kill is one consistent point.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod fs;
+pub mod keys;
+mod memory;
+mod sled;
+pub mod wal;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use memory::Memory;
+
+/// Something local failed: the disk, or what was read from it. Never an answer to a request; the member stops.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The engine failed.
+    #[error("storage engine: {0}")]
+    Engine(String),
+    /// What was read is not what was written.
+    #[error("corrupt state: {0}")]
+    Corrupt(String),
+}
+
+/// What one storage operation returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A key and its value.
+pub type Pair = (Bytes, Bytes);
+
+/// Ordered keys and values.
+pub trait Engine: Send + Sync {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// The last pair at or before `key` whose key is not before `from`.
+    fn floor(&self, from: &[u8], key: &[u8]) -> Result<Option<Pair>>;
+
+    /// The pairs of a range, in order.
+    fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_>;
+
+    /// Applies all of the batch or, if the process is killed meanwhile, nothing of it.
+    fn commit(&self, batch: Batch) -> Result<()>;
+
+    /// Makes everything committed survive a loss of power.
+    fn flush(&self) -> Result<()>;
+
+    /// Bytes used on disk.
+    fn size_on_disk(&self) -> Result<u64>;
+}
+
+/// Changes that are made together. A later change of a key in one batch wins.
+#[derive(Debug, Default)]
+pub struct Batch {
+    changes: Vec<(Bytes, Option<Bytes>)>,
+}
+
+impl Batch {
+    /// Sets a key.
+    pub fn put(&mut self, key: Bytes, value: Bytes) {
+        self.changes.push((key, Some(value)));
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: Bytes) {
+        self.changes.push((key, None));
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+/// Opens the engine kept in `dir`, or makes it, with this many bytes of cache.
+pub fn open_engine(dir: &Path, cache: u64) -> Result<Arc<dyn Engine>> {
+    Ok(Arc::new(sled::Sled::open(dir, cache)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    /// sled and a map in step, through random batches and reopens.
+    #[test]
+    fn sled_does_what_a_map_does() {
+        let seed = 7;
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let memory = Memory::default();
+        let mut sled = open_engine(dir.path(), 1 << 20).expect("opened");
+        for round in 0..60 {
+            for engine in [&memory as &dyn Engine, &*sled] {
+                let mut same = StdRng::seed_from_u64(round);
+                let mut batch = Batch::default();
+                for _ in 0..same.random_range(0..20) {
+                    let key = Bytes::from(vec![b'k', same.random_range(0..40)]);
+                    match same.random_bool(0.7) {
+                        true => batch.put(key, Bytes::from(vec![same.random(); same.random_range(0..50)])),
+                        false => batch.delete(key),
+                    }
+                }
+                engine.commit(batch).expect("committed");
+            }
+            if rng.random_bool(0.1) {
+                drop(sled);
+                sled = open_engine(dir.path(), 1 << 20).expect("reopened");
+            }
+            let whole = || Bytes::from_static(b"k")..Bytes::from_static(b"l");
+            let pairs = |engine: &dyn Engine| engine.scan(whole()).collect::<Result<Vec<_>>>().expect("scanned");
+            assert_eq!(pairs(&memory), pairs(&*sled));
+            let key = [b'k', rng.random_range(0..40)];
+            assert_eq!(memory.get(&key).expect("read"), sled.get(&key).expect("read"));
+            assert_eq!(memory.floor(b"k\x03", &key).expect("read"), sled.floor(b"k\x03", &key).expect("read"));
+        }
+        sled.flush().expect("flushed");
+        assert!(sled.size_on_disk().expect("a size") > 0);
+    }
+}

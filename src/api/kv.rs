@@ -1,0 +1,141 @@
+//! Keys and values.
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::{header, status, unimplemented};
+use crate::error::Error;
+use crate::pb::etcdserverpb::kv_server::Kv as Service;
+use crate::pb::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
+use crate::pb::pontoon::command::{command::Op, reply};
+use crate::server::Server;
+use crate::state::{self, ReadError};
+
+/// How often a physical compaction looks whether the space is reclaimed.
+const RECLAIM_CHECK: Duration = Duration::from_millis(5);
+
+/// The KV service.
+pub struct Kv {
+    server: Server,
+}
+
+impl Kv {
+    /// Serves `server`.
+    pub fn new(server: Server) -> Self {
+        Kv { server }
+    }
+
+    /// The answer's header: its revision came from the state, the rest is this member's.
+    fn complete(&self, given: Option<ResponseHeader>) -> Option<ResponseHeader> {
+        Some(header(&self.server, given.map_or(0, |header| header.revision)))
+    }
+
+    fn read_error(&self, error: ReadError) -> Status {
+        match error {
+            ReadError::Refused(error) => status(error),
+            ReadError::Local(error) => {
+                self.server.fail(format!("cannot read the applied state: {error}"));
+                status(Error::Stopped)
+            }
+        }
+    }
+
+    async fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Status> {
+        if !state::all_serializable(request) {
+            self.server.barrier().pass().await.map_err(status)?;
+        }
+        self.server.reader().read_txn(request).map_err(|error| self.read_error(error))
+    }
+
+    async fn wait_reclaimed(&self, revision: i64) {
+        while self.server.reader().swept() < revision {
+            tokio::time::sleep(RECLAIM_CHECK).await;
+        }
+    }
+}
+
+/// A reply of another kind than the request's can only come from a newer leader.
+fn unexpected() -> Status {
+    Status::internal("the leader answered with an unknown reply")
+}
+
+#[tonic::async_trait]
+impl Service for Kv {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let request = request.into_inner();
+        state::check_range(&request).map_err(status)?;
+        if !request.serializable {
+            self.server.barrier().pass().await.map_err(status)?;
+        }
+        let mut response = self.server.reader().range(&request).map_err(|error| self.read_error(error))?;
+        response.header = self.complete(response.header);
+        Ok(Response::new(response))
+    }
+
+    type RangeStreamStream = futures::stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(&self, _: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(unimplemented("/etcdserverpb.KV/RangeStream"))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let request = request.into_inner();
+        state::check_put(&request).map_err(status)?;
+        match self.server.propose(Op::Put(request)).await.map_err(status)? {
+            reply::Response::Put(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        state::check_delete_range(&request).map_err(status)?;
+        match self.server.propose(Op::DeleteRange(request)).await.map_err(status)? {
+            reply::Response::DeleteRange(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let request = request.into_inner();
+        state::check_txn(&request, self.server.limits().txn_ops as usize).map_err(status)?;
+        let mut response = if state::is_read_only(&request) {
+            self.read_txn(&request).await?
+        } else {
+            match self.server.propose(Op::Txn(request)).await.map_err(status)? {
+                reply::Response::Txn(response) => response,
+                _ => return Err(unexpected()),
+            }
+        };
+        response.header = self.complete(response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let request = request.into_inner();
+        let (revision, physical) = (request.revision, request.physical);
+        match self.server.propose(Op::Compact(request)).await.map_err(status)? {
+            reply::Response::Compact(mut response) => {
+                if physical {
+                    self.wait_reclaimed(revision).await;
+                }
+                response.header = self.complete(response.header);
+                Ok(Response::new(response))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+}

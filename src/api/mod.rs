@@ -1,0 +1,70 @@
+//! etcd's v3 gRPC API: check the request, call the server, fill the header, map the error.
+//!
+//! Nothing here decides about data. What is not served yet answers UNIMPLEMENTED and names itself.
+
+mod cluster;
+mod kv;
+mod limits;
+mod maintenance;
+
+use tonic::service::Routes;
+use tonic::{Code, Status};
+
+use crate::error::Error;
+use crate::pb::etcdserverpb::ResponseHeader;
+use crate::pb::etcdserverpb::cluster_server::ClusterServer;
+use crate::pb::etcdserverpb::kv_server::KvServer;
+use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::server::Server;
+
+pub use limits::LimitErrors;
+
+/// What etcd adds to `--max-request-bytes` for the envelope.
+const ENVELOPE: usize = 512 * 1024;
+
+/// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
+pub const ETCD_VERSION: &str = "3.5.21";
+
+/// Every service of the client port.
+pub fn routes(server: &Server) -> anyhow::Result<Routes> {
+    let limit = server.limits().request_bytes + ENVELOPE;
+    let kv = KvServer::new(kv::Kv::new(server.clone()));
+    let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));
+    let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));
+    // The overall service ("") is SERVING from the start; other names are NOT_FOUND.
+    let (_, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
+        .build_v1()?;
+    let routes = Routes::new(kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
+        .add_service(cluster.max_decoding_message_size(limit))
+        .add_service(maintenance.max_decoding_message_size(limit))
+        .add_service(health)
+        .add_service(reflection);
+    Ok(Routes::from(routes.into_axum_router().fallback(unimplemented_path)))
+}
+
+/// Methods of services that are not served at all.
+async fn unimplemented_path(uri: http::Uri) -> http::Response<tonic::body::Body> {
+    unimplemented(uri.path()).into_http()
+}
+
+/// The answer of a method that is not served yet.
+fn unimplemented(method: &str) -> Status {
+    Status::unimplemented(format!("pontoon does not serve {method} yet"))
+}
+
+/// etcd's code and text for an error.
+pub fn status(error: Error) -> Status {
+    Status::new(Code::from(error.code() as i32), error.text())
+}
+
+/// A header for an answer at `revision`.
+fn header(server: &Server, revision: i64) -> ResponseHeader {
+    ResponseHeader {
+        cluster_id: server.cluster_id(),
+        member_id: server.member_id(),
+        revision,
+        raft_term: server.term(),
+    }
+}

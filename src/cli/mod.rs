@@ -1,0 +1,123 @@
+//! The command line: the server, a cluster to try, and etcdctl's verbs.
+//!
+//! Data goes to stdout, everything else to stderr.
+
+mod cluster;
+mod ctl;
+mod format;
+mod txn;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use crate::config::{self, Values};
+
+/// etcdctl's exit codes.
+mod exit {
+    pub const ERROR: u8 = 1;
+    pub const BAD_CONNECTION: u8 = 2;
+    pub const INVALID_INPUT: u8 = 3;
+    pub const UNHEALTHY: u8 = 5;
+    pub const BAD_ARGUMENTS: u8 = 128;
+}
+
+/// Parses the arguments and does what they say.
+pub fn run() -> ExitCode {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Where help goes; an error here could not be told anyway.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::BAD_ARGUMENTS) } else { ExitCode::SUCCESS };
+        }
+    };
+    abort_on_panic();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("pontoon: cannot start: {error}");
+            return ExitCode::from(exit::ERROR);
+        }
+    };
+    let code = runtime.block_on(dispatch(&matches));
+    // A request that is still blocked in a thread must not hold up the exit.
+    runtime.shutdown_background();
+    code
+}
+
+fn command() -> Command {
+    let serve = config::arguments(Command::new("serve").about("Run one member of a cluster"));
+    let command = Command::new("pontoon")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A replicated key-value store that speaks the etcd v3 API")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(serve)
+        .subcommand(cluster::command());
+    ctl::commands(command)
+}
+
+async fn dispatch(matches: &ArgMatches) -> ExitCode {
+    let result = match matches.subcommand() {
+        Some(("serve", matches)) => serve(matches).await,
+        Some(("cluster", matches)) => cluster::run(matches).await,
+        Some((verb, verb_matches)) => return ctl::run(matches, verb, verb_matches).await,
+        None => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pontoon: {error:#}");
+            ExitCode::from(exit::ERROR)
+        }
+    }
+}
+
+async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
+    let values = Values::gather(matches, &|name| std::env::var(name).ok())?;
+    if matches.get_flag("print-config") {
+        print!("{values}");
+        return Ok(());
+    }
+    let config = values.config()?;
+    start_logging(values.get("log-level"), values.get("log-format"))?;
+    for line in values.without_effect() {
+        tracing::warn!("{line}");
+    }
+    crate::server::run(config).await
+}
+
+fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) => filter,
+        // openraft tells every step at info; what matters of it we say ourselves.
+        Err(_) if !level.contains(['=', ',']) => format!("{level},openraft=error,sled=warn,h2=warn"),
+        Err(_) => level.to_string(),
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
+    let pretty = match format {
+        "auto" => std::io::stderr().is_terminal(),
+        "pretty" => true,
+        "json" => false,
+        _ => anyhow::bail!("--log-format {format:?}: auto, pretty or json"),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match pretty {
+        true => subscriber.with_target(false).init(),
+        false => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// A panic in one task must end the process, however it was built: a member that half works is worse than one that
+/// stopped, as the others do not take over from it.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,479 @@
+//! Settings: typed by people, used by the server.
+//!
+//! Every setting has one row in [`SETTINGS`]. Its value comes from, in this order: the flag `--name`; the environment,
+//! `PONTOON_NAME` before `ETCD_NAME`; the file given by `--config-file` (TOML, `name = …`); the default. A file never
+//! switches off flags or environment. Where each value came from is kept, for `--print-config` and for errors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// What a setting does in this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// What it says.
+    Served,
+    /// Accepted, as compose files set it; nothing yet.
+    NoneYet,
+    /// Refused: to ignore it would be unsafe.
+    Refused,
+}
+
+struct Setting {
+    name: &'static str,
+    default: &'static str,
+    help: &'static str,
+    effect: Effect,
+}
+
+const fn served(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, default, help, effect: Effect::Served }
+}
+
+const fn none_yet(name: &'static str) -> Setting {
+    Setting { name, default: "", help: "Accepted for etcd's sake; has no effect yet", effect: Effect::NoneYet }
+}
+
+const fn refused(name: &'static str) -> Setting {
+    Setting { name, default: "", help: "Refused: TLS is not supported yet", effect: Effect::Refused }
+}
+
+const SETTINGS: &[Setting] = &[
+    served("name", "default", "This member's name, unique in the cluster"),
+    served("data-dir", "", "Where this member keeps everything [default: <name>.pontoon]"),
+    served("listen-client-urls", "http://localhost:2379", "Where to listen for clients, comma-separated URLs"),
+    served("advertise-client-urls", "", "Where clients reach this member [default: the listen URLs]"),
+    served("listen-peer-urls", "http://localhost:2380", "Where to listen for the other members"),
+    served("initial-advertise-peer-urls", "", "Where the others reach this member [default: the listen URLs]"),
+    served("initial-cluster", "", "All members, the same on each: name=url,name=url [default: this member alone]"),
+    served("initial-cluster-token", "etcd-cluster", "Members with another token are strangers"),
+    served("initial-cluster-state", "new", "new; or existing: never found a cluster, only join one"),
+    served("heartbeat-interval", "100ms", "How often a leader is heard of (a number is milliseconds)"),
+    served("election-timeout", "1000ms", "How soon a dead leader is replaced, about (a number is milliseconds)"),
+    served("snapshot-count", "0", "Take a snapshot after so many entries too; 0: by bytes written only"),
+    served("max-request-bytes", "1572864", "Largest request, in bytes"),
+    served("max-txn-ops", "128", "Most operations in one transaction"),
+    served("max-in-flight", "5000", "Most writes under way at once; more get \"too many requests\""),
+    served("log-level", "info", "error, warn, info, debug, trace, or a tracing filter"),
+    served("log-format", "auto", "auto, pretty or json; auto: pretty on a terminal"),
+    none_yet("quota-backend-bytes"),
+    none_yet("auto-compaction-mode"),
+    none_yet("auto-compaction-retention"),
+    none_yet("logger"),
+    none_yet("log-outputs"),
+    none_yet("wal-dir"),
+    none_yet("listen-metrics-urls"),
+    none_yet("metrics"),
+    none_yet("enable-pprof"),
+    none_yet("enable-v2"),
+    none_yet("enable-grpc-gateway"),
+    none_yet("cors"),
+    none_yet("host-whitelist"),
+    none_yet("strict-reconfig-check"),
+    none_yet("pre-vote"),
+    none_yet("max-snapshots"),
+    none_yet("max-wals"),
+    none_yet("auth-token"),
+    none_yet("auth-token-ttl"),
+    none_yet("bcrypt-cost"),
+    none_yet("max-concurrent-streams"),
+    none_yet("initial-election-tick-advance"),
+    refused("cert-file"),
+    refused("key-file"),
+    refused("trusted-ca-file"),
+    refused("client-cert-auth"),
+    refused("auto-tls"),
+    refused("peer-cert-file"),
+    refused("peer-key-file"),
+    refused("peer-trusted-ca-file"),
+    refused("peer-client-cert-auth"),
+    refused("peer-auto-tls"),
+    refused("force-new-cluster"),
+];
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    Flag,
+    Env(String),
+    File(String),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag => f.write_str("flag"),
+            Origin::Env(name) => write!(f, "env {name}"),
+            Origin::File(place) => f.write_str(place),
+            Origin::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The values, as text, each with where it came from.
+pub struct Values {
+    values: BTreeMap<&'static str, (String, Origin)>,
+}
+
+/// The settings as the server uses them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `--name`.
+    pub name: String,
+    /// `--data-dir`.
+    pub data_dir: PathBuf,
+    /// `--listen-client-urls`.
+    pub listen_client_urls: Vec<String>,
+    /// `--advertise-client-urls`.
+    pub advertise_client_urls: Vec<String>,
+    /// `--listen-peer-urls`.
+    pub listen_peer_urls: Vec<String>,
+    /// `--initial-advertise-peer-urls`.
+    pub initial_advertise_peer_urls: Vec<String>,
+    /// `--initial-cluster`: name and peer URLs of each member.
+    pub initial_cluster: BTreeMap<String, Vec<String>>,
+    /// `--initial-cluster-token`.
+    pub initial_cluster_token: String,
+    /// `--initial-cluster-state existing`.
+    pub initial_cluster_existing: bool,
+    /// `--heartbeat-interval`.
+    pub heartbeat_interval: Duration,
+    /// `--election-timeout`.
+    pub election_timeout: Duration,
+    /// `--snapshot-count`.
+    pub snapshot_count: u64,
+    /// `--max-request-bytes`.
+    pub max_request_bytes: usize,
+    /// `--max-txn-ops`.
+    pub max_txn_ops: u32,
+    /// `--max-in-flight`.
+    pub max_in_flight: usize,
+}
+
+/// The arguments of `pontoon serve`, added to a command.
+pub fn arguments(command: Command) -> Command {
+    let one = |setting: &Setting| {
+        let help = match setting.default {
+            "" => setting.help.to_string(),
+            default => format!("{} [default: {default}]", setting.help),
+        };
+        Arg::new(setting.name)
+            .long(setting.name)
+            .value_name("VALUE")
+            .help(help)
+            .hide(setting.effect != Effect::Served)
+            // `--flag` alone means true, as etcd has it.
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .require_equals(false)
+            .action(ArgAction::Set)
+    };
+    let file = Arg::new("config-file").long("config-file").value_name("FILE").help("Settings in TOML");
+    let print = Arg::new("print-config")
+        .long("print-config")
+        .action(ArgAction::SetTrue)
+        .help("Print each setting and where it came from, and exit");
+    command.args(SETTINGS.iter().map(one)).arg(file).arg(print)
+}
+
+/// Environment, as a function of the name.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Values {
+    /// Gathers the values of all settings.
+    pub fn gather(matches: &ArgMatches, environment: Environment<'_>) -> anyhow::Result<Values> {
+        let file = matches.get_one::<String>("config-file").cloned().or_else(|| environment("PONTOON_CONFIG_FILE"));
+        let file = match file {
+            Some(path) => read_file(Path::new(&path))?,
+            None => BTreeMap::new(),
+        };
+        let value = |setting: &Setting| {
+            let flag = matches.get_one::<String>(setting.name).map(|value| (value.clone(), Origin::Flag));
+            let from_file = || file.get(setting.name).cloned();
+            flag.or_else(|| from_environment(setting.name, environment))
+                .or_else(from_file)
+                .unwrap_or_else(|| (setting.default.to_string(), Origin::Default))
+        };
+        Ok(Values { values: SETTINGS.iter().map(|setting| (setting.name, value(setting))).collect() })
+    }
+
+    /// The value of a setting.
+    pub fn get(&self, name: &str) -> &str {
+        self.values.get(name).map_or("", |(value, _)| value)
+    }
+
+    /// What was set without an effect in this version, each with where.
+    pub fn without_effect(&self) -> Vec<String> {
+        let unused = SETTINGS.iter().filter(|setting| setting.effect == Effect::NoneYet);
+        let set = unused.filter_map(|setting| {
+            let (value, origin) = self.values.get(setting.name)?;
+            let line = || format!("--{} {value} ({origin}) is accepted, but has no effect yet", setting.name);
+            (*origin != Origin::Default).then(line)
+        });
+        set.collect()
+    }
+
+    /// Checks the values and makes them usable.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        self.refuse()?;
+        let name = self.get("name").to_string();
+        if name.is_empty() || name.contains([',', '=']) {
+            bail!("{}: a name is not empty and has no ',' or '='", self.said("name"));
+        }
+        let listen_client_urls = self.urls("listen-client-urls")?;
+        let listen_peer_urls = self.urls("listen-peer-urls")?;
+        let initial_advertise_peer_urls = self.urls_or("initial-advertise-peer-urls", &listen_peer_urls)?;
+        let config = Config {
+            data_dir: self.data_dir(&name),
+            advertise_client_urls: self.urls_or("advertise-client-urls", &listen_client_urls)?,
+            initial_cluster: self.initial_cluster(&name, &initial_advertise_peer_urls)?,
+            initial_cluster_token: self.get("initial-cluster-token").to_string(),
+            initial_cluster_existing: self.is_existing()?,
+            heartbeat_interval: self.duration("heartbeat-interval")?,
+            election_timeout: self.duration("election-timeout")?,
+            snapshot_count: self.number("snapshot-count", 0)?,
+            max_request_bytes: usize::try_from(self.number("max-request-bytes", 1)?)?,
+            max_txn_ops: u32::try_from(self.number("max-txn-ops", 1)?).context(self.said("max-txn-ops"))?,
+            max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
+            name,
+            listen_client_urls,
+            listen_peer_urls,
+            initial_advertise_peer_urls,
+        };
+        if config.heartbeat_interval.is_zero() || config.election_timeout < 5 * config.heartbeat_interval {
+            bail!(
+                "{}: must be at least 5 times --heartbeat-interval, which is {}",
+                self.said("election-timeout"),
+                self.get("heartbeat-interval")
+            );
+        }
+        if config.max_request_bytes > 32 << 20 {
+            bail!("{}: at most 33554432 (32 MiB)", self.said("max-request-bytes"));
+        }
+        Ok(config)
+    }
+
+    fn refuse(&self) -> anyhow::Result<()> {
+        for setting in SETTINGS.iter().filter(|setting| setting.effect == Effect::Refused) {
+            let is_set = !matches!(self.get(setting.name), "" | "false");
+            if is_set {
+                bail!("{}: not supported yet; pontoon does not start rather than ignore it", self.said(setting.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// How errors name a setting.
+    fn said(&self, name: &str) -> String {
+        match self.values.get(name) {
+            Some((value, origin)) => format!("--{name} {value:?} ({origin})"),
+            None => format!("--{name}"),
+        }
+    }
+
+    fn data_dir(&self, name: &str) -> PathBuf {
+        match self.get("data-dir") {
+            "" => PathBuf::from(format!("{name}.pontoon")),
+            dir => PathBuf::from(dir),
+        }
+    }
+
+    fn is_existing(&self) -> anyhow::Result<bool> {
+        match self.get("initial-cluster-state") {
+            "new" => Ok(false),
+            "existing" => Ok(true),
+            _ => bail!("{}: new or existing", self.said("initial-cluster-state")),
+        }
+    }
+
+    fn urls(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let urls: Vec<String> = self.get(name).split(',').map(|url| url.trim().trim_end_matches('/').to_string()).collect();
+        for url in &urls {
+            check_url(url).with_context(|| self.said(name))?;
+        }
+        Ok(urls)
+    }
+
+    /// The URLs, or those listened on, by a name that others can use.
+    fn urls_or(&self, name: &str, listen: &[String]) -> anyhow::Result<Vec<String>> {
+        if !self.get(name).is_empty() {
+            return self.urls(name);
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+        Ok(listen.iter().map(|url| url.replace("://0.0.0.0:", &format!("://{host}:")).replace("://[::]:", &format!("://{host}:"))).collect())
+    }
+
+    fn initial_cluster(&self, name: &str, own: &[String]) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        if self.get("initial-cluster").is_empty() {
+            members.insert(name.to_string(), own.to_vec());
+            return Ok(members);
+        }
+        for member in self.get("initial-cluster").split(',') {
+            let said = || format!("{}: {member:?} is not name=url", self.said("initial-cluster"));
+            let (name, url) = member.split_once('=').with_context(said)?;
+            let url = url.trim().trim_end_matches('/');
+            check_url(url).with_context(said)?;
+            members.entry(name.trim().to_string()).or_default().push(url.to_string());
+        }
+        if !members.contains_key(name) {
+            bail!("{}: this member, --name {name:?}, is not in it", self.said("initial-cluster"));
+        }
+        Ok(members)
+    }
+
+    fn duration(&self, name: &str) -> anyhow::Result<Duration> {
+        let text = self.get(name);
+        match text.parse::<u64>() {
+            Ok(milliseconds) => Ok(Duration::from_millis(milliseconds)),
+            Err(_) => humantime::parse_duration(text)
+                .with_context(|| format!("{}: milliseconds, or such as 500ms or 2s", self.said(name))),
+        }
+    }
+
+    fn number(&self, name: &str, least: u64) -> anyhow::Result<u64> {
+        let text = self.get(name);
+        let size = text.parse::<bytesize::ByteSize>().map(|size| size.as_u64());
+        match size {
+            Ok(number) if number >= least => Ok(number),
+            _ => bail!("{}: must be a number, {least} or more", self.said(name)),
+        }
+    }
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for setting in SETTINGS {
+            let (value, origin) = &self.values[setting.name];
+            if setting.effect == Effect::Served || *origin != Origin::Default {
+                writeln!(f, "{:<28} = {:<40} # {origin}", setting.name, format!("{value:?}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_url(url: &str) -> anyhow::Result<()> {
+    let Some((scheme, address)) = url.split_once("://") else { bail!("{url:?} is not http://host:port") };
+    if scheme == "https" {
+        bail!("{url:?}: https is not supported yet");
+    }
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match (scheme, port) {
+        ("http", Some(Ok(_))) => Ok(()),
+        _ => bail!("{url:?} is not http://host:port"),
+    }
+}
+
+fn from_environment(name: &str, environment: Environment<'_>) -> Option<(String, Origin)> {
+    let upper = name.to_uppercase().replace('-', "_");
+    ["PONTOON_", "ETCD_"].iter().find_map(|prefix| {
+        let variable = format!("{prefix}{upper}");
+        environment(&variable).map(|value| (value, Origin::Env(variable)))
+    })
+}
+
+fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, (String, Origin)>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--config-file {}", path.display()))?;
+    let table: toml::Table = text.parse().with_context(|| format!("--config-file {}", path.display()))?;
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        let place = format!("{}:{}", path.display(), line_of(&text, &key));
+        if !SETTINGS.iter().any(|setting| setting.name == key) {
+            bail!("{place}: unknown setting {key:?}{}", suggestion(&key));
+        }
+        values.insert(key, (to_text(value), Origin::File(place)));
+    }
+    Ok(values)
+}
+
+fn to_text(value: toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text,
+        toml::Value::Array(values) => values.into_iter().map(to_text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+fn line_of(text: &str, key: &str) -> usize {
+    text.lines().position(|line| line.trim_start().trim_start_matches(['"', '\'']).starts_with(key)).map_or(0, |at| at + 1)
+}
+
+/// The setting that was meant, if one is close.
+fn suggestion(key: &str) -> String {
+    let common = |name: &str| name.chars().zip(key.chars()).take_while(|(a, b)| a == b).count();
+    let closest = SETTINGS.iter().max_by_key(|setting| common(setting.name)).filter(|setting| common(setting.name) >= 3);
+    closest.map(|setting| format!(": is {:?} meant?", setting.name)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gather(arguments_given: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Values> {
+        let command = arguments(Command::new("serve"));
+        let matches = command.try_get_matches_from([&["serve"], arguments_given].concat())?;
+        let get = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        Values::gather(&matches, &get)
+    }
+
+    fn refusal(arguments_given: &[&str]) -> String {
+        let result = gather(arguments_given, &[]).and_then(|values| values.config());
+        format!("{:#}", result.err().expect("must be refused"))
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "name = \"f\"\nmax-txn-ops = 7\nheartbeat-interval = \"20ms\"\n").expect("written");
+        let path = file.path().to_string_lossy().into_owned();
+        let environment = [("ETCD_NAME", "etcd"), ("PONTOON_NAME", "env"), ("ETCD_MAX_TXN_OPS", "9")];
+        let values = gather(&["--config-file", &path, "--name", "flag"], &environment).expect("gathered");
+        assert_eq!(values.get("name"), "flag");
+        assert_eq!(values.get("max-txn-ops"), "9");
+        assert_eq!(values.config().expect("valid").heartbeat_interval, Duration::from_millis(20));
+        let printed = values.to_string();
+        for origin in ["# flag", "# env ETCD_MAX_TXN_OPS", &format!("# {path}:3"), "# default"] {
+            assert!(printed.contains(origin), "{origin} in {printed}");
+        }
+        assert_eq!(gather(&[], &environment).expect("gathered").get("name"), "env");
+    }
+
+    #[test]
+    fn an_unknown_setting_in_the_file_is_an_error_with_its_line() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "\nheartbeat-intervall = 1\n").expect("written");
+        let error = gather(&["--config-file", &file.path().to_string_lossy()], &[]).err().expect("refused").to_string();
+        assert!(error.contains(":2: unknown setting") && error.contains("heartbeat-interval\" meant"), "{error}");
+    }
+
+    #[test]
+    fn bad_values_name_the_flag_the_value_and_what_is_allowed() {
+        for (arguments_given, expected) in [
+            (&["--election-timeout", "300"][..], "--election-timeout \"300\" (flag): must be at least 5 times"),
+            (&["--initial-cluster", "a=http://h:1"], "this member, --name \"default\", is not in it"),
+            (&["--listen-client-urls", "localhost"], "is not http://host:port"),
+            (&["--listen-peer-urls", "https://h:1"], "https is not supported yet"),
+            (&["--initial-cluster-state", "old"], "new or existing"),
+            (&["--max-txn-ops", "0"], "must be a number, 1 or more"),
+            (&["--heartbeat-interval", "soon"], "milliseconds, or such as 500ms"),
+            (&["--cert-file", "x"], "not supported yet"),
+        ] {
+            let error = refusal(arguments_given);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_said() {
+        let values = gather(&["--quota-backend-bytes", "0", "--enable-v2"], &[]).expect("gathered");
+        assert_eq!(values.without_effect().len(), 2);
+        assert!(values.config().is_ok());
+    }
+}

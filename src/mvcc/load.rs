@@ -1,0 +1,204 @@
+//! Opening a store from its engine, and moving it whole: to a snapshot, and from one.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, RwLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::block::{self, Block, Version};
+use super::history::{History, Meta};
+use super::save::{blocks, decode_mark, encode_mark, put_marks};
+use super::{Inner, Options, Revision, Sealed, Store, View};
+use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
+
+/// Versions put into the engine in one batch while loading a snapshot.
+const LOAD_BATCH: usize = 4 << 20;
+
+impl Store {
+    /// Opens what the engine holds; with the shell's mark of the last save, if there was one.
+    pub fn open(engine: Arc<dyn Engine>, options: Options) -> Result<(Arc<Store>, Option<Bytes>)> {
+        let mut inner = Inner::new();
+        let mark = engine.get(keys::SHELL_MARK)?;
+        if let Some(mark) = &mark {
+            read_engine(&*engine, mark, &mut inner)?;
+        }
+        Ok((Store::with(inner, engine, options), mark))
+    }
+
+    fn with(inner: Inner, engine: Arc<dyn Engine>, options: Options) -> Arc<Store> {
+        Arc::new(Store { inner: RwLock::new(inner), engine, options, pins: Mutex::new(BTreeMap::new()) })
+    }
+
+    /// Rebuilds a store in an empty engine from the records of a [`SnapshotSource`].
+    pub fn restore(
+        engine: Arc<dyn Engine>,
+        options: Options,
+        records: impl Iterator<Item = std::io::Result<Bytes>>,
+    ) -> Result<(Arc<Store>, Bytes)> {
+        let mut loading = Loading { batch: Batch::default(), bytes: 0, sealed: None };
+        for record in records {
+            let record = record.map_err(|error| Error::Engine(format!("cannot read the snapshot: {error}")))?;
+            loading.take(&*engine, record)?;
+        }
+        let sealed = loading.sealed.ok_or_else(|| corrupt("the snapshot has no head"))?;
+        // The marks last: an engine without them is not taken for a state.
+        put_marks(&mut loading.batch, &sealed);
+        engine.commit(loading.batch)?;
+        let (store, _) = Store::open(engine, options)?;
+        Ok((store, sealed.mark))
+    }
+
+    /// Everything as it is sealed now, for a snapshot; writes and reclaiming go on meanwhile.
+    pub fn snapshot(self: &Arc<Self>) -> SnapshotSource {
+        let view = self.view();
+        let inner = self.read();
+        let sealed = inner.sealed.clone();
+        let until = Revision { main: view.revision, sub: u32::MAX };
+        let unsaved = match inner.saved < until {
+            true => {
+                let range = (Bound::Excluded(inner.saved), Bound::Included(until));
+                inner.recent.range(range).map(|(_, version)| version.clone()).collect()
+            }
+            false => Vec::new(),
+        };
+        let records = inner.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        SnapshotSource { saved: inner.saved, sealed, records, unsaved, view }
+    }
+}
+
+fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<()> {
+    let state_mark = engine.get(keys::STATE_MARK)?.ok_or_else(|| corrupt("the state's mark is missing"))?;
+    let (revision, compacted) = decode_mark(state_mark)?;
+    inner.revision = revision;
+    inner.compacted = compacted;
+    inner.sealed = Sealed { revision, compacted, mark: mark.clone(), unsaved: false };
+    for pair in engine.scan(keys::blocks()) {
+        for version in Block::parse(pair?.1)?.versions() {
+            index(inner, &version?)?;
+        }
+    }
+    for pair in engine.scan(keys::members()) {
+        let (key, value) = pair?;
+        inner.records.insert(key, value);
+    }
+    Ok(())
+}
+
+fn index(inner: &mut Inner, version: &Version) -> Result<()> {
+    if version.revision.main > inner.revision || version.revision <= inner.saved {
+        return Err(corrupt("versions are not in revision order"));
+    }
+    inner.saved = version.revision;
+    inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
+    inner.index.entry(version.kv.key.clone()).or_insert_with(History::default).push(Meta::of(version));
+    Ok(())
+}
+
+const HEAD: u8 = b'h';
+const RECORD: u8 = b'r';
+const BLOCK: u8 = b'b';
+
+/// A store to be put into a snapshot, record by record.
+pub struct SnapshotSource {
+    sealed: Sealed,
+    records: Vec<Pair>,
+    /// Versions up to here are in the engine, the later ones below.
+    saved: Revision,
+    unsaved: Vec<Version>,
+    view: View,
+}
+
+impl SnapshotSource {
+    /// The shell's mark of the sealed point.
+    pub fn mark(&self) -> &Bytes {
+        &self.sealed.mark
+    }
+
+    /// The records: a head, the small records, then blocks of versions in revision order.
+    pub fn records(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
+        let head = std::iter::once(Ok(self.head()));
+        let small = self.records.iter().map(|(key, value)| Ok(record(RECORD, &[&length(key), key, value])));
+        let saved = self.view.store.engine.scan(keys::blocks()).filter_map(|pair| self.saved_block(pair).transpose());
+        let unsaved = blocks(&self.unsaved).map(|versions| Ok(record(BLOCK, &[&block::encode(versions)])));
+        head.chain(small).chain(saved).chain(unsaved)
+    }
+
+    fn head(&self) -> Bytes {
+        record(HEAD, &[&encode_mark(self.sealed.revision, self.sealed.compacted), &self.sealed.mark])
+    }
+
+    /// Blocks saved since the snapshot began are in `unsaved`.
+    fn saved_block(&self, pair: Result<Pair>) -> Result<Option<Bytes>> {
+        let (key, bytes) = pair?;
+        let (main, sub) = keys::parse_block(&key).ok_or_else(|| corrupt("a block has a strange key"))?;
+        let wanted = Revision { main, sub } <= self.saved;
+        Ok(wanted.then(|| record(BLOCK, &[&bytes])))
+    }
+}
+
+fn length(key: &Bytes) -> [u8; 4] {
+    (key.len() as u32).to_le_bytes()
+}
+
+fn record(kind: u8, parts: &[&[u8]]) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
+    out.put_u8(kind);
+    for part in parts {
+        out.put_slice(part);
+    }
+    out.freeze()
+}
+
+struct Loading {
+    batch: Batch,
+    bytes: usize,
+    sealed: Option<Sealed>,
+}
+
+impl Loading {
+    fn take(&mut self, engine: &dyn Engine, record: Bytes) -> Result<()> {
+        let kind = *record.first().ok_or_else(|| corrupt("a snapshot record is empty"))?;
+        let body = record.slice(1..);
+        self.bytes += body.len();
+        match kind {
+            HEAD => self.sealed = Some(parse_head(body)?),
+            RECORD => {
+                let (key, value) = parse_record(body)?;
+                self.batch.put(key, value);
+            }
+            BLOCK => {
+                let first = Block::parse(body.clone())?.get(0)?.revision;
+                self.batch.put(keys::block(first.main, first.sub), body);
+            }
+            _ => return Err(corrupt("a snapshot record is of unknown kind")),
+        }
+        if self.bytes > LOAD_BATCH {
+            engine.commit(std::mem::take(&mut self.batch))?;
+            self.bytes = 0;
+        }
+        Ok(())
+    }
+}
+
+fn parse_head(mut body: Bytes) -> Result<Sealed> {
+    if body.len() < 16 {
+        return Err(corrupt("the snapshot's head is cut short"));
+    }
+    let (revision, compacted) = decode_mark(body.split_to(16))?;
+    Ok(Sealed { revision, compacted, mark: body, unsaved: false })
+}
+
+fn parse_record(body: Bytes) -> Result<Pair> {
+    let short = || corrupt("a snapshot record is cut short");
+    let length = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes).ok_or_else(short)?;
+    let end = 4 + length as usize;
+    if body.len() < end {
+        return Err(short());
+    }
+    Ok((body.slice(4..end), body.slice(end..)))
+}
+
+fn corrupt(what: &str) -> Error {
+    Error::Corrupt(what.to_string())
+}

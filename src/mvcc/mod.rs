@@ -1,0 +1,353 @@
+//! Revisions over bytes: every state that the store ever had, until it is compacted.
+//!
+//! Each command that changes something makes one main revision; the changes inside it are numbered by a sub revision.
+//! Every put or delete of a key adds a *version* at its revision; nothing is overwritten. A reader pins a [`View`] at
+//! the published revision and reads versions at or below it, which never change: no lock is held while it reads, and
+//! writes go on.
+//!
+//! ```text
+//! main.sub   2.0        3.0        4.0  4.1          published: 4
+//!            put a=1    put b=1    del a · put c=1   a view at 3 sees a=1 b=1, whatever comes later
+//! ```
+//!
+//! **Where things are.** The index (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
+//! the newest in memory, the rest in the engine, packed in [`block`]s by revision. [`save`] moves them from one to the
+//! other, behind the writer's back, and reclaims what compaction freed.
+//!
+//! **One writer.** [`Store::write`] is called by apply alone. What it changes is invisible until [`Store::seal`].
+//!
+//! **Compaction** is a number. It decides at once what may be read; reclaiming the space comes later and changes no
+//! answer, so that members at different progress still answer alike.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod block;
+pub mod history;
+mod load;
+mod save;
+mod write;
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+
+use self::block::{Block, Version};
+use self::history::{History, Meta};
+use crate::pb::mvccpb::KeyValue;
+use crate::storage::{Engine, Error, Result, keys};
+
+pub use load::SnapshotSource;
+pub use save::Saver;
+pub use write::Write;
+
+/// When a version came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revision {
+    /// Of the command: the store's revision.
+    pub main: i64,
+    /// Of the change within the command.
+    pub sub: u32,
+}
+
+/// The revision of an empty store (etcd's).
+const FIRST: i64 = 1;
+/// The compacted revision while nothing was compacted (etcd's).
+pub const NEVER_COMPACTED: i64 = -1;
+/// Keys looked at under one hold of the lock: a large range must not stop the writer.
+const CHUNK: usize = 1000;
+
+/// Which keys a request is about, by etcd's conventions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    start: Bound<Bytes>,
+    end: Bound<Bytes>,
+}
+
+impl KeyRange {
+    /// No `range_end`: one key. The single byte 0: all keys from `key` on. Else: up to, not including.
+    pub fn new(key: &Bytes, range_end: &Bytes) -> KeyRange {
+        let end = match &range_end[..] {
+            [] => Bound::Included(key.clone()),
+            [0] => Bound::Unbounded,
+            _ => Bound::Excluded(range_end.clone()),
+        };
+        KeyRange { start: Bound::Included(key.clone()), end }
+    }
+
+    /// Whether a key is in it.
+    pub fn contains(&self, key: &Bytes) -> bool {
+        use std::ops::RangeBounds;
+        (self.start.clone(), self.end.clone()).contains(key)
+    }
+
+    /// As a map's range takes it, which panics on an inverted one.
+    fn bounds(&self) -> Option<(Bound<&Bytes>, Bound<&Bytes>)> {
+        let inverted = match (&self.start, &self.end) {
+            (Bound::Included(start), Bound::Excluded(end)) => start >= end,
+            (Bound::Excluded(start), Bound::Excluded(end)) => start >= end,
+            (Bound::Excluded(start), Bound::Included(end)) => start >= end,
+            _ => false,
+        };
+        (!inverted).then(|| (self.start.as_ref(), self.end.as_ref()))
+    }
+
+    fn after(&self, key: &Bytes) -> KeyRange {
+        KeyRange { start: Bound::Excluded(key.clone()), end: self.end.clone() }
+    }
+}
+
+/// What range, compare and hash read from: a [`View`], or a [`Write`] that sees its own changes.
+pub trait Versions {
+    /// The newest revision that it sees.
+    fn revision(&self) -> i64;
+
+    /// Below it nothing can be read.
+    fn compacted(&self) -> i64;
+
+    /// Calls `visit` with each key of the range that exists at a main revision, in key order.
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta));
+
+    /// The pair of a version that `find` gave.
+    fn load(&self, revision: Revision) -> Result<KeyValue>;
+}
+
+/// Sizes of what is kept in memory.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of versions kept in memory after they are saved: the newest are read most.
+    pub recent_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { recent_bytes: 64 << 20 }
+    }
+}
+
+/// All revisions of all keys, and the small records that have none.
+pub struct Store {
+    inner: RwLock<Inner>,
+    engine: Arc<dyn Engine>,
+    options: Options,
+    /// Revisions that views hold on to, with how many views each.
+    pins: Mutex<BTreeMap<i64, usize>>,
+}
+
+struct Inner {
+    index: BTreeMap<Bytes, History>,
+    /// The newest versions: all that are not saved, and some that are.
+    recent: BTreeMap<Revision, Version>,
+    recent_bytes: usize,
+    /// The newest saved revision: what is beyond is only in memory.
+    saved: Revision,
+    unsaved_bytes: usize,
+    /// As the writer has it; readers see `sealed`.
+    revision: i64,
+    compacted: i64,
+    /// Bytes of keys and values in all versions not yet reclaimed.
+    bytes: u64,
+    /// Up to here space is reclaimed.
+    swept: i64,
+    /// Small records without revisions (members), all of them, and those changed since they were saved.
+    records: BTreeMap<Bytes, Bytes>,
+    changed: BTreeMap<Bytes, Option<Bytes>>,
+    sealed: Sealed,
+}
+
+/// A point between two commands: what readers see and what is saved.
+#[derive(Debug, Clone)]
+struct Sealed {
+    revision: i64,
+    compacted: i64,
+    /// The shell's.
+    mark: Bytes,
+    /// Whether anything was sealed since the last save.
+    unsaved: bool,
+}
+
+impl Inner {
+    fn new() -> Self {
+        Inner {
+            index: BTreeMap::new(),
+            recent: BTreeMap::new(),
+            recent_bytes: 0,
+            saved: Revision::default(),
+            unsaved_bytes: 0,
+            revision: FIRST,
+            compacted: NEVER_COMPACTED,
+            bytes: 0,
+            swept: NEVER_COMPACTED,
+            records: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            sealed: Sealed { revision: FIRST, compacted: NEVER_COMPACTED, mark: Bytes::new(), unsaved: false },
+        }
+    }
+
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        let Some(bounds) = range.bounds() else { return };
+        for (key, history) in self.index.range::<Bytes, _>(bounds) {
+            if let Some(meta) = history.at(main) {
+                visit(key, meta);
+            }
+        }
+    }
+}
+
+impl Store {
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pins(&self) -> MutexGuard<'_, BTreeMap<i64, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes everything written so far visible, as one point, with the shell's mark on it.
+    pub fn seal(&self, mark: Bytes) {
+        let mut inner = self.lock();
+        inner.sealed = Sealed { revision: inner.revision, compacted: inner.compacted, mark, unsaved: true };
+    }
+
+    /// Pins what is visible now.
+    pub fn view(self: &Arc<Self>) -> View {
+        let inner = self.read();
+        // Pinned under the lock, so that reclaiming can't slip in between.
+        *self.pins().entry(inner.sealed.compacted).or_default() += 1;
+        View { store: self.clone(), revision: inner.sealed.revision, compacted: inner.sealed.compacted }
+    }
+
+    /// Bytes of keys and values in all versions.
+    pub fn bytes(&self) -> u64 {
+        self.read().bytes
+    }
+
+    /// Up to which revision compaction has reclaimed space.
+    pub fn swept(&self) -> i64 {
+        self.read().swept
+    }
+
+    /// Bytes that the engine takes on disk.
+    pub fn size_on_disk(&self) -> Result<u64> {
+        self.engine.size_on_disk()
+    }
+
+    /// Keys that exist now, or existed since the last compaction.
+    pub fn key_count(&self) -> usize {
+        self.read().index.len()
+    }
+
+    /// The small records of a range.
+    pub fn records(&self, range: std::ops::Range<Bytes>) -> Vec<(Bytes, Bytes)> {
+        self.read().records.range(range).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn load_saved(&self, revision: Revision) -> Result<KeyValue> {
+        load_saved(&*self.engine, revision)
+    }
+}
+
+/// Reads a version from the engine.
+fn load_saved(engine: &dyn Engine, revision: Revision) -> Result<KeyValue> {
+    let missing = || Error::Corrupt(format!("no version at revision {}.{}", revision.main, revision.sub));
+    let first = keys::blocks().start;
+    let (_, bytes) = engine.floor(&first, &keys::block(revision.main, revision.sub))?.ok_or_else(missing)?;
+    Ok(Block::parse(bytes)?.find(revision)?.ok_or_else(missing)?.kv)
+}
+
+/// The store as it was at one moment, for as long as this is held.
+pub struct View {
+    store: Arc<Store>,
+    revision: i64,
+    compacted: i64,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        let mut pins = self.store.pins();
+        if let Some(count) = pins.get_mut(&self.compacted) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.compacted);
+            }
+        }
+    }
+}
+
+impl Versions for View {
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// In chunks, so that the writer is never held up for long; what comes between chunks is newer than the view.
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        let mut rest = range.clone();
+        loop {
+            let inner = self.store.read();
+            let Some(bounds) = rest.bounds() else { return };
+            let mut looked_at = 0;
+            let mut last = None;
+            for (key, history) in inner.index.range::<Bytes, _>(bounds).take(CHUNK) {
+                if let Some(meta) = history.at(main) {
+                    visit(key, meta);
+                }
+                looked_at += 1;
+                last = Some(key);
+            }
+            match last.filter(|_| looked_at == CHUNK) {
+                Some(last) => rest = rest.after(last),
+                None => return,
+            }
+        }
+    }
+
+    fn load(&self, revision: Revision) -> Result<KeyValue> {
+        if let Some(version) = self.store.read().recent.get(&revision) {
+            return Ok(version.kv.clone());
+        }
+        // Not in memory: it was saved before it left.
+        self.store.load_saved(revision)
+    }
+}
+
+impl View {
+    /// A checksum of everything that can be read at `main`, keys, values and past; equal on every member that has the
+    /// same compacted revision, however far each has reclaimed.
+    pub fn hash(&self, main: i64) -> Result<u32> {
+        let mut kept = Vec::new();
+        let all = KeyRange::new(&Bytes::from_static(b"\0"), &Bytes::from_static(b"\0"));
+        let mut rest = all;
+        loop {
+            let inner = self.store.read();
+            let Some(bounds) = rest.bounds() else { break };
+            let mut last = None;
+            for (key, history) in inner.index.range::<Bytes, _>(bounds).take(CHUNK) {
+                let versions = history.kept(self.compacted).iter().filter(|meta| meta.revision.main <= main);
+                kept.extend(versions.map(|meta| (key.clone(), *meta)));
+                last = Some(key.clone());
+            }
+            let Some(last) = last else { break };
+            rest = rest.after(&last);
+        }
+        let mut crc = 0;
+        for (key, meta) in kept {
+            let numbers = [meta.revision.main, i64::from(meta.revision.sub), meta.create_revision, meta.version, meta.lease];
+            crc = crc32c::crc32c_append(crc, &key);
+            for number in numbers {
+                crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
+            }
+            if !meta.is_tombstone() {
+                crc = crc32c::crc32c_append(crc, &self.load(meta.revision)?.value);
+            }
+        }
+        Ok(crc)
+    }
+}

@@ -1,0 +1,262 @@
+//! Saving behind the writer, and reclaiming what compaction freed.
+//!
+//! A save takes one sealed point and commits everything up to it in one engine batch: the new versions packed in
+//! blocks, the changed records, the state's mark and the shell's. Whatever a kill leaves in the engine is therefore
+//! one sealed point; the log replays the rest.
+//!
+//! Reclaiming (a *sweep*) first walks the index and forgets versions that nobody can read any more, then rewrites the
+//! blocks that held them, both in slices. A crash in between only means that the next open sweeps again.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::block::{self, BLOCK_BYTES, Block, Version};
+use super::{Inner, NEVER_COMPACTED, Revision, Sealed, Store};
+use crate::storage::{Batch, Error, Result, keys};
+
+/// Blocks rewritten in one slice of a sweep.
+const BLOCKS_PER_SLICE: usize = 64;
+
+/// Saves a store, from one background thread.
+pub struct Saver {
+    store: Arc<Store>,
+    sweep: Mutex<Option<Sweep>>,
+}
+
+/// A sweep under way.
+enum Sweep {
+    /// Walking the index; up to this key it is done.
+    Index { compacted: i64, after: Bound<Bytes>, gone: Vec<Revision> },
+    /// Rewriting the blocks that held these versions.
+    Blocks { compacted: i64, gone: Vec<Revision>, next: usize },
+}
+
+/// What one save writes.
+struct Unsaved {
+    versions: Vec<Version>,
+    bytes: usize,
+    records: BTreeMap<Bytes, Option<Bytes>>,
+    sealed: Sealed,
+}
+
+impl Saver {
+    /// Saves what is sealed; whether there was anything.
+    pub fn save(&self) -> Result<bool> {
+        let Some(unsaved) = self.take() else { return Ok(false) };
+        let mut batch = Batch::default();
+        for versions in blocks(&unsaved.versions) {
+            let first = versions[0].revision;
+            batch.put(keys::block(first.main, first.sub), block::encode(versions));
+        }
+        for (key, value) in unsaved.records {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        put_marks(&mut batch, &unsaved.sealed);
+        self.store.engine.commit(batch)?;
+        self.saved(unsaved.versions.last().map(|version| version.revision), unsaved.bytes);
+        Ok(true)
+    }
+
+    /// Bytes of versions that are only in memory.
+    pub fn unsaved_bytes(&self) -> usize {
+        self.store.read().unsaved_bytes
+    }
+
+    fn take(&self) -> Option<Unsaved> {
+        let mut inner = self.store.lock();
+        if !inner.sealed.unsaved {
+            return None;
+        }
+        inner.sealed.unsaved = false;
+        let sealed = inner.sealed.clone();
+        let until = Revision { main: sealed.revision, sub: u32::MAX };
+        let range = (Bound::Excluded(inner.saved), Bound::Included(until));
+        let versions: Vec<Version> = match inner.saved < until {
+            true => inner.recent.range(range).map(|(_, version)| version.clone()).collect(),
+            false => Vec::new(),
+        };
+        let bytes = versions.iter().map(Version::size).sum();
+        // Commands since the seal may have changed records too: those are saved early, which the log's replay of the
+        // same commands makes good, as records are set, not added to.
+        let records = std::mem::take(&mut inner.changed);
+        Some(Unsaved { versions, bytes, records, sealed })
+    }
+
+    fn saved(&self, last: Option<Revision>, bytes: usize) {
+        let mut inner = self.store.lock();
+        let inner = &mut *inner;
+        inner.saved = last.map_or(inner.saved, |last| last.max(inner.saved));
+        inner.unsaved_bytes = inner.unsaved_bytes.saturating_sub(bytes);
+        while inner.recent_bytes > self.store.options.recent_bytes {
+            match inner.recent.first_entry() {
+                Some(oldest) if *oldest.key() <= inner.saved => {
+                    inner.recent_bytes -= oldest.remove().size();
+                }
+                _ => break,
+            }
+        }
+    }
+
+    /// Does one slice of reclaiming, about `keys` keys; whether there is more to do.
+    pub fn sweep(&self, keys: usize) -> Result<bool> {
+        let mut sweep = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = match sweep.take() {
+            Some(step) => step,
+            None => match self.begin() {
+                Some(step) => step,
+                None => return Ok(false),
+            },
+        };
+        *sweep = match step {
+            Sweep::Index { compacted, after, gone } => Some(self.sweep_index(compacted, after, gone, keys)),
+            Sweep::Blocks { compacted, gone, next } => self.sweep_blocks(compacted, gone, next)?,
+        };
+        Ok(sweep.is_some())
+    }
+
+    /// A sweep up to the compacted revision, or to the oldest that a view still reads from.
+    fn begin(&self) -> Option<Sweep> {
+        let inner = self.store.read();
+        let pinned = self.store.pins().keys().next().copied();
+        let compacted = pinned.map_or(inner.sealed.compacted, |pinned| pinned.min(inner.sealed.compacted));
+        let due = compacted > inner.swept;
+        due.then(|| Sweep::Index { compacted, after: Bound::Unbounded, gone: Vec::new() })
+    }
+
+    fn sweep_index(&self, compacted: i64, after: Bound<Bytes>, mut gone: Vec<Revision>, keys: usize) -> Sweep {
+        let mut inner = self.store.lock();
+        let mut empty = Vec::new();
+        let (mut last, mut looked_at) = (None, 0);
+        for (key, history) in inner.index.range_mut((after, Bound::Unbounded)).take(keys) {
+            history.compact(compacted, &mut gone);
+            if history.is_empty() {
+                empty.push(key.clone());
+            }
+            looked_at += 1;
+            last = Some(key.clone());
+        }
+        for key in empty {
+            inner.index.remove(&key);
+        }
+        match last.filter(|_| looked_at == keys) {
+            Some(last) => Sweep::Index { compacted, after: Bound::Excluded(last), gone },
+            None => {
+                forget_recent(&mut inner, &gone);
+                gone.sort_unstable();
+                Sweep::Blocks { compacted, gone, next: 0 }
+            }
+        }
+    }
+
+    fn sweep_blocks(&self, compacted: i64, gone: Vec<Revision>, mut next: usize) -> Result<Option<Sweep>> {
+        let mut batch = Batch::default();
+        let mut freed = 0;
+        for _ in 0..BLOCKS_PER_SLICE {
+            let Some(revision) = gone.get(next) else { break };
+            let first = keys::blocks().start;
+            let at = self.store.engine.floor(&first, &keys::block(revision.main, revision.sub))?;
+            let Some((key, bytes)) = at else {
+                next += 1;
+                continue;
+            };
+            let (kept, last, bytes) = without(&Block::parse(bytes)?, &gone)?;
+            freed += bytes;
+            match kept.is_empty() {
+                true => batch.delete(key),
+                false => batch.put(key, block::encode(&kept)),
+            }
+            // Everything up to the block's last version is done; at least the one looked for.
+            next = gone.partition_point(|revision| *revision <= last).max(next + 1);
+        }
+        if !batch.is_empty() {
+            self.store.engine.commit(batch)?;
+        }
+        let mut inner = self.store.lock();
+        inner.bytes = inner.bytes.saturating_sub(freed);
+        if next < gone.len() {
+            return Ok(Some(Sweep::Blocks { compacted, gone, next }));
+        }
+        inner.swept = compacted;
+        Ok(None)
+    }
+}
+
+/// Unsaved versions must stay until they are saved; the block that they go to is swept by the next sweep of this
+/// member, or never: that costs space, not answers. So only saved ones leave memory here.
+fn forget_recent(inner: &mut Inner, gone: &[Revision]) {
+    let saved = inner.saved;
+    for revision in gone.iter().filter(|revision| **revision <= saved) {
+        if let Some(version) = inner.recent.remove(revision) {
+            inner.recent_bytes -= version.size();
+        }
+    }
+}
+
+/// The versions of a block that stay, the block's last revision, and the bytes of those that go.
+fn without(block: &Block, gone: &[Revision]) -> Result<(Vec<Version>, Revision, u64)> {
+    let (mut kept, mut last, mut freed) = (Vec::new(), Revision::default(), 0);
+    for version in block.versions() {
+        let version = version?;
+        last = version.revision;
+        match gone.binary_search(&version.revision) {
+            Ok(_) => freed += (version.kv.key.len() + version.kv.value.len()) as u64,
+            Err(_) => kept.push(version),
+        }
+    }
+    Ok((kept, last, freed))
+}
+
+/// Cuts versions into blocks of about [`BLOCK_BYTES`].
+pub(super) fn blocks(versions: &[Version]) -> impl Iterator<Item = &[Version]> {
+    let mut rest = versions;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut count = 0;
+        while count < rest.len() && bytes < BLOCK_BYTES {
+            bytes += rest[count].size();
+            count += 1;
+        }
+        let (block, others) = rest.split_at(count);
+        rest = others;
+        Some(block)
+    })
+}
+
+pub(super) fn put_marks(batch: &mut Batch, sealed: &Sealed) {
+    batch.put(Bytes::from_static(keys::STATE_MARK), encode_mark(sealed.revision, sealed.compacted));
+    batch.put(Bytes::from_static(keys::SHELL_MARK), sealed.mark.clone());
+}
+
+pub(super) fn encode_mark(revision: i64, compacted: i64) -> Bytes {
+    let mut out = BytesMut::with_capacity(16);
+    out.put_i64_le(revision);
+    out.put_i64_le(compacted);
+    out.freeze()
+}
+
+pub(super) fn decode_mark(mut bytes: Bytes) -> Result<(i64, i64)> {
+    if bytes.len() != 16 {
+        return Err(Error::Corrupt("the state's mark has the wrong length".to_string()));
+    }
+    let (revision, compacted) = (bytes.get_i64_le(), bytes.get_i64_le());
+    match revision >= 1 && (NEVER_COMPACTED..=revision).contains(&compacted) {
+        true => Ok((revision, compacted)),
+        false => Err(Error::Corrupt(format!("the state's mark says revision {revision}, compacted {compacted}"))),
+    }
+}
+
+impl Store {
+    /// For the one thread that saves this store.
+    pub fn saver(self: &Arc<Self>) -> Saver {
+        Saver { store: self.clone(), sweep: Mutex::new(None) }
+    }
+}

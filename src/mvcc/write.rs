@@ -1,0 +1,129 @@
+//! The writer's side: the changes of one command, all at one main revision.
+
+use std::sync::RwLockWriteGuard;
+
+use bytes::Bytes;
+
+use super::block::Version;
+use super::history::Meta;
+use super::{Inner, KeyRange, Revision, Store, Versions, load_saved};
+use crate::pb::mvccpb::event::EventType;
+use crate::pb::mvccpb::{Event, KeyValue};
+use crate::storage::{Engine, Result};
+
+impl Store {
+    /// Begins the changes of one command. They see each other; readers see nothing until [`Store::seal`].
+    pub fn write(&self) -> Write<'_> {
+        let inner = self.lock();
+        let main = inner.revision + 1;
+        Write { inner, engine: &*self.engine, main, sub: 0, events: Vec::new() }
+    }
+}
+
+/// One command's changes.
+pub struct Write<'a> {
+    inner: RwLockWriteGuard<'a, Inner>,
+    engine: &'a dyn Engine,
+    main: i64,
+    sub: u32,
+    events: Vec<Event>,
+}
+
+impl Write<'_> {
+    /// Sets a key.
+    pub fn put(&mut self, key: Bytes, value: Bytes, lease: i64) {
+        let before = self.meta(&key);
+        let kv = KeyValue {
+            create_revision: before.map_or(self.main, |meta| meta.create_revision),
+            mod_revision: self.main,
+            version: before.map_or(1, |meta| meta.version + 1),
+            key,
+            value,
+            lease,
+        };
+        self.add(false, kv);
+    }
+
+    /// Deletes a key, which exists.
+    pub fn delete(&mut self, key: Bytes) {
+        self.add(true, KeyValue { key, mod_revision: self.main, ..KeyValue::default() });
+    }
+
+    fn add(&mut self, tombstone: bool, kv: KeyValue) {
+        let revision = Revision { main: self.main, sub: self.sub };
+        self.sub += 1;
+        let kind = if tombstone { EventType::Delete } else { EventType::Put };
+        self.events.push(Event { r#type: kind as i32, kv: Some(kv.clone()), prev_kv: None });
+        let version = Version { revision, tombstone, kv };
+        let inner = &mut *self.inner;
+        inner.index.entry(version.kv.key.clone()).or_default().push(Meta::of(&version));
+        inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
+        inner.recent_bytes += version.size();
+        inner.unsaved_bytes += version.size();
+        inner.recent.insert(revision, version);
+    }
+
+    /// A key as it is now, without its value.
+    pub fn meta(&self, key: &Bytes) -> Option<Meta> {
+        self.inner.index.get(key)?.at(self.main).copied()
+    }
+
+    /// A key as it is now.
+    pub fn get(&self, key: &Bytes) -> Result<Option<KeyValue>> {
+        self.meta(key).map(|meta| self.load(meta.revision)).transpose()
+    }
+
+    /// Whether anything was changed yet.
+    pub fn has_changes(&self) -> bool {
+        self.sub > 0
+    }
+
+    /// Makes `revision` the compacted one. The caller has checked it.
+    pub fn compact(&mut self, revision: i64) {
+        self.inner.compacted = revision;
+    }
+
+    /// A small record.
+    pub fn record(&self, key: &Bytes) -> Option<&Bytes> {
+        self.inner.records.get(key)
+    }
+
+    /// Sets or removes a small record.
+    pub fn set_record(&mut self, key: Bytes, value: Option<Bytes>) {
+        match &value {
+            Some(value) => drop(self.inner.records.insert(key.clone(), value.clone())),
+            None => drop(self.inner.records.remove(&key)),
+        }
+        self.inner.changed.insert(key, value);
+    }
+
+    /// Ends the command: the store's revision now, and what happened, in order.
+    pub fn finish(mut self) -> (i64, Vec<Event>) {
+        if self.has_changes() {
+            self.inner.revision = self.main;
+        }
+        (self.inner.revision, std::mem::take(&mut self.events))
+    }
+}
+
+impl Versions for Write<'_> {
+    /// The command's own revision once it changed something.
+    fn revision(&self) -> i64 {
+        if self.has_changes() { self.main } else { self.main - 1 }
+    }
+
+    fn compacted(&self) -> i64 {
+        self.inner.compacted
+    }
+
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        self.inner.find(range, main, visit);
+    }
+
+    fn load(&self, revision: Revision) -> Result<KeyValue> {
+        match self.inner.recent.get(&revision) {
+            Some(version) => Ok(version.kv.clone()),
+            None => load_saved(self.engine, revision),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The incoming half of Raft: the peer gRPC service.
+//!
+//! Every request is checked to be meant for this member of this cluster before anything else is read from it; all
+//! but `Identify` and `Join`, by which members meet.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
+use super::identity::Identity;
+use super::network::{MAX_MESSAGE, wire_vote};
+use super::replica::{Forwarded, Replica};
+use super::{Entry, Raft, Types};
+use crate::pb::pontoon::peer;
+use crate::pb::pontoon::peer::peer_server::{Peer, PeerServer};
+
+/// What a member tells whoever asks who it is.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// `--name`.
+    pub name: String,
+    /// `--initial-cluster-token`.
+    pub token: String,
+    /// `--initial-cluster`, sorted, as text.
+    pub initial_cluster: String,
+}
+
+/// Serves the other members.
+pub struct PeerService {
+    replica: Replica,
+    raft: Raft,
+    identity: Arc<Identity>,
+    introduction: Introduction,
+}
+
+impl PeerService {
+    /// The service, ready to be added to a gRPC server.
+    pub fn server(replica: Replica, introduction: Introduction) -> PeerServer<PeerService> {
+        let service =
+            PeerService { raft: replica.raft().clone(), identity: replica.identity().clone(), replica, introduction };
+        PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    }
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn identify(
+        &self,
+        request: Request<peer::IdentifyRequest>,
+    ) -> Result<Response<peer::IdentifyReply>, Status> {
+        if request.into_inner().token != self.introduction.token {
+            return Err(Status::failed_precondition("other --initial-cluster-token"));
+        }
+        Ok(Response::new(peer::IdentifyReply {
+            member_id: self.identity.member_id(),
+            name: self.introduction.name.clone(),
+            cluster_id: self.identity.cluster_id(),
+            token: self.introduction.token.clone(),
+            initial_cluster: self.introduction.initial_cluster.clone(),
+        }))
+    }
+
+    type AppendStream = Replies<peer::AppendReply>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut stream = request.into_inner();
+        let Some(first) = stream.message().await? else {
+            return Err(Status::invalid_argument("append stream without a request"));
+        };
+        self.identity.check(first.target)?;
+        let first = append_request(first)?;
+        // A request that can't be read ends the stream: the leader makes it anew.
+        let rest = stream.scan((), |(), message| futures::future::ready(message.and_then(append_request).ok()));
+        let requests = futures::stream::once(async { first }).chain(rest);
+        let replies = self.raft.stream_append(requests).map(|result| match result {
+            Ok(result) => Ok(append_reply(result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<peer::AppendRequest>,
+    ) -> Result<Response<peer::AppendReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let request = append_request(request)?;
+        let prev = request.prev_log_id;
+        let last = request.entries.last().map(|entry: &Entry| entry.log_id).or(prev);
+        let response = self.raft.append_entries(request).await.map_err(stopped)?;
+        Ok(Response::new(append_reply(response.into_stream_result(prev, last))))
+    }
+
+    async fn vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let mut ask = VoteRequest::new(wire_vote(request.vote)?, request.last.map(from_wire_log_id));
+        ask.leadership_transfer = request.leadership_transfer;
+        let reply = match request.pre_vote {
+            true => self.raft.pre_vote(ask).await,
+            false => self.raft.vote(ask).await,
+        }
+        .map_err(stopped)?;
+        Ok(Response::new(peer::VoteReply {
+            vote: Some(to_wire_vote(&reply.vote)),
+            granted: reply.vote_granted,
+            last: reply.last_log_id.as_ref().map(to_wire_log_id),
+        }))
+    }
+
+    async fn confirm_vote(
+        &self,
+        request: Request<peer::ConfirmVoteRequest>,
+    ) -> Result<Response<peer::ConfirmVoteReply>, Status> {
+        self.identity.check(request.into_inner().target)?;
+        let vote = self.replica.vote().await.map_err(stopped)?;
+        Ok(Response::new(peer::ConfirmVoteReply { vote: Some(to_wire_vote(&vote)) }))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<peer::SnapshotChunk>>,
+    ) -> Result<Response<peer::SnapshotReply>, Status> {
+        let mut chunks = request.into_inner();
+        let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("empty snapshot stream"))?;
+        let head = first.head.clone().ok_or_else(|| Status::invalid_argument("snapshot without a head"))?;
+        self.identity.check(head.target)?;
+        let vote = wire_vote(head.vote)?;
+        let snapshot = self.replica.snapshots().receive(&head, first, &mut chunks).await?;
+        let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(peer::SnapshotReply { vote: Some(to_wire_vote(&reply.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<peer::TransferLeaderRequest>,
+    ) -> Result<Response<peer::TransferLeaderReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let ask =
+            TransferLeaderRequest::new(wire_vote(request.from)?, request.to, request.last.map(from_wire_log_id));
+        let refused = match self.raft.handle_transfer_leader(ask).await.map_err(stopped)? {
+            Ok(()) => String::new(),
+            Err(refused) => refused.to_string(),
+        };
+        Ok(Response::new(peer::TransferLeaderReply { refused }))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<peer::ForwardRequest>,
+    ) -> Result<Response<peer::ForwardReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let proposals = request.commands.into_iter().map(|command| self.replica.propose_forwarded(command));
+        let results = futures::future::join_all(proposals).await.into_iter().map(Forwarded::into_wire).collect();
+        Ok(Response::new(peer::ForwardReply { results }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<peer::ReadIndexRequest>,
+    ) -> Result<Response<peer::ReadIndexReply>, Status> {
+        self.identity.check(request.into_inner().target)?;
+        use peer::read_index_reply::Result as Wire;
+        let result = match self.replica.read_index().await {
+            Ok(log_id) => Wire::Index(to_wire_log_id(&log_id)),
+            Err(refused) => Wire::Refused(refused.to_string()),
+        };
+        Ok(Response::new(peer::ReadIndexReply { result: Some(result) }))
+    }
+
+    async fn join(&self, request: Request<peer::JoinRequest>) -> Result<Response<peer::JoinReply>, Status> {
+        let request = request.into_inner();
+        if request.token != self.introduction.token {
+            return Err(Status::failed_precondition("other --initial-cluster-token"));
+        }
+        Ok(Response::new(self.replica.admit(request).await))
+    }
+}
+
+fn append_request(message: peer::AppendRequest) -> Result<AppendEntriesRequest<Types>, Status> {
+    let entries: Result<Vec<Entry>, _> = message.entries.into_iter().map(Entry::decode).collect();
+    Ok(AppendEntriesRequest {
+        vote: message.vote.map(from_wire_vote).ok_or_else(|| Status::invalid_argument("append without a vote"))?,
+        prev_log_id: message.prev.map(from_wire_log_id),
+        entries: entries.map_err(|error| Status::invalid_argument(error.to_string()))?,
+        leader_commit: message.committed.map(from_wire_log_id),
+    })
+}
+
+fn append_reply(result: StreamAppendResult<Types>) -> peer::AppendReply {
+    use peer::append_reply::Result as Wire;
+    let result = match result {
+        Ok(last) => Wire::Appended(peer::Appended { last: last.as_ref().map(to_wire_log_id) }),
+        Err(StreamAppendError::Conflict(at)) => Wire::Conflict(to_wire_log_id(&at)),
+        Err(StreamAppendError::HigherVote(vote)) => Wire::HigherVote(to_wire_vote(&vote)),
+    };
+    peer::AppendReply { result: Some(result) }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this member stopped: {error}"))
+}

@@ -1,0 +1,684 @@
+//! A replica: log, state machine, network and openraft, opened together and running.
+//!
+//! This is the face that the server sees. It knows how to propose as the leader, how to ask the leader from a
+//! follower, how far things are, and how to stop; it does not decide when to retry or whom to tell.
+//!
+//! **Opening.** Truth is the log and the last snapshot file; the engine is the applied state and may be thrown away.
+//! It is kept when the caller trusts it (clean stop, or the same boot of the machine), it opens, and its mark lies
+//! between what the log was purged to and where the log ends. Otherwise the state is rebuilt from the snapshot, and
+//! openraft applies the log from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use prost::Message;
+use tokio::sync::{Mutex, oneshot, watch};
+
+use super::entry::{decode_log_id, from_wire_log_id};
+use super::identity::Identity;
+use super::log_store::LogStore;
+use super::network::{Network, Peers, Purpose, within};
+use super::read_index::{ReadIndexError, Rounds};
+use super::snapshot::SnapshotStore;
+use super::state_machine::{FreshEngine, Mark, Shell, StateMachine};
+use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
+use crate::error::Error;
+use crate::pb::pontoon::command::{Command, RemoveMember, command::Op, reply};
+use crate::pb::pontoon::{command, peer};
+use crate::state::{self, Reader, State};
+use crate::storage::Engine;
+use crate::storage::fs::Fs;
+use crate::storage::wal::{Wal, WalError, WalOptions};
+
+/// A snapshot is taken when the log has grown by this much since the last, or by half the last snapshot's size if
+/// that is more: writing snapshots then costs a bounded multiple of what was written.
+const SNAPSHOT_BYTES: u64 = 64 << 20;
+/// How often the log's growth is looked at.
+const SNAPSHOT_CHECK: Duration = Duration::from_millis(500);
+/// How long a handover of leadership may take before the member stops without one.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(2);
+
+/// What must stop this member: a failed disk, corruption, a stopped Raft core. Cheap to clone.
+#[derive(Clone)]
+pub struct Failure {
+    reason: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Default for Failure {
+    fn default() -> Self {
+        Failure { reason: Arc::new(watch::channel(None).0) }
+    }
+}
+
+impl Failure {
+    /// Reports a failure; the first one is kept.
+    pub fn report(&self, reason: String) {
+        tracing::error!(%reason, "this member must stop");
+        self.reason.send_if_modified(|first| {
+            let new = first.is_none();
+            first.get_or_insert(reason);
+            new
+        });
+    }
+
+    /// Waits for a failure.
+    pub async fn wait(&self) -> String {
+        let mut reason = self.reason.subscribe();
+        match reason.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// How to open a replica.
+pub struct Options {
+    /// Directory of the log.
+    pub wal_dir: PathBuf,
+    /// Directory of snapshot files.
+    pub snapshot_dir: PathBuf,
+    /// Directory of the engine's directories.
+    pub state_dir: PathBuf,
+    /// The disk.
+    pub fs: Arc<dyn Fs>,
+    /// Whether the engine's contents may be continued from.
+    pub trust_state: bool,
+    /// Raft's clocks.
+    pub timing: Timing,
+    /// Take a snapshot after so many entries too; 0: by bytes only.
+    pub snapshot_count: u64,
+    /// Memory for the engine's own cache, in bytes.
+    pub engine_cache: u64,
+    /// Who this member is.
+    pub identity: Arc<Identity>,
+}
+
+/// Why a replica does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log can't be read, or must not be.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The disk.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The applied state could not be rebuilt.
+    #[error("cannot rebuild the applied state: {0}")]
+    State(String),
+    /// Timing that openraft refuses.
+    #[error("--heartbeat-interval and --election-timeout: {0}")]
+    Timing(String),
+    /// openraft did not start.
+    #[error("raft did not start: {0}")]
+    Raft(String),
+}
+
+/// Why a proposal has no reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProposeError {
+    /// Certainly not in any log: it may be proposed again, to the leader given if there is one.
+    NotProposed(String),
+    /// It may or may not be committed.
+    Unknown(String),
+}
+
+/// What became of a command that another member forwarded.
+pub type Forwarded = ForwardedResult;
+
+/// See [`Forwarded`].
+pub struct ForwardedResult(pub Result<Reply, ProposeError>);
+
+impl ForwardedResult {
+    /// For the wire.
+    pub fn into_wire(self) -> peer::Forwarded {
+        use peer::forwarded::Result as Wire;
+        let result = match self.0 {
+            Ok(reply) => Wire::Reply(reply_to_wire(reply)),
+            Err(ProposeError::NotProposed(why)) => Wire::NotProposed(why),
+            Err(ProposeError::Unknown(why)) => Wire::Unknown(why),
+        };
+        peer::Forwarded { result: Some(result) }
+    }
+
+    /// From the wire.
+    pub fn from_wire(wire: peer::Forwarded) -> Result<Reply, ProposeError> {
+        use peer::forwarded::Result as Wire;
+        match wire.result {
+            Some(Wire::Reply(bytes)) => reply_from_wire(bytes),
+            Some(Wire::NotProposed(why)) => Err(ProposeError::NotProposed(why)),
+            Some(Wire::Unknown(why)) => Err(ProposeError::Unknown(why)),
+            None => Err(ProposeError::Unknown("the leader's answer is empty".to_string())),
+        }
+    }
+}
+
+fn reply_to_wire(reply: Reply) -> Bytes {
+    let response = match reply.0 {
+        Ok(response) => response,
+        Err(error) => reply::Response::Error(error.text().to_string()),
+    };
+    command::Reply { response: Some(response) }.encode_to_vec().into()
+}
+
+fn reply_from_wire(bytes: Bytes) -> Result<Reply, ProposeError> {
+    let unreadable = |why: String| ProposeError::Unknown(format!("the leader's answer can't be read: {why}"));
+    let reply = command::Reply::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
+    match reply.response {
+        Some(reply::Response::Error(text)) => Error::parse(&text).map(|error| Reply(Err(error))).ok_or(unreadable(text)),
+        Some(response) => Ok(Reply(Ok(response))),
+        None => Err(unreadable("it is empty".to_string())),
+    }
+}
+
+/// How far this member is, for status and readiness.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// The leader that this member knows of.
+    pub leader: Option<u64>,
+    /// Raft's term.
+    pub term: u64,
+    /// Index of the last entry in the log.
+    pub last_index: u64,
+    /// Index of the last committed entry.
+    pub committed: u64,
+    /// Index of the last applied entry.
+    pub applied: u64,
+    /// Whether this member has no vote.
+    pub is_learner: bool,
+    /// Whether this member is in the membership at all.
+    pub is_member: bool,
+}
+
+/// A running replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Replica {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raft: Raft,
+    wal: Wal,
+    peers: Arc<Peers>,
+    identity: Arc<Identity>,
+    snapshots: Arc<SnapshotStore>,
+    reader: Reader,
+    applied: watch::Receiver<u64>,
+    rounds: Rounds,
+    failure: Failure,
+    timing: Timing,
+    /// One membership change at a time.
+    changing: Mutex<()>,
+    state_closed: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Replica {
+    /// Opens what is on disk and starts Raft on it. An empty log starts a member that waits to be contacted.
+    pub async fn open(options: Options) -> Result<Replica, OpenError> {
+        let failure = Failure::default();
+        let wal = open_wal(&options, &failure)?;
+        let snapshots = Arc::new(SnapshotStore::open(options.fs.clone(), &options.snapshot_dir)?);
+        let opened = open_state(&options, &wal, &snapshots)?;
+        let reader = opened.state.reader();
+        let (applied_tx, applied) = watch::channel(0);
+        let (closed_tx, closed) = oneshot::channel();
+        let shell = Shell {
+            snapshots: snapshots.clone(),
+            fresh_engine: opened.fresh_engine,
+            options: state::Options::default(),
+            applied: applied_tx,
+            failure: failure.clone(),
+            closed: closed_tx,
+        };
+        let machine = StateMachine::new(opened.state, opened.mark, opened.engine, opened.dir, shell);
+        let peers = Arc::new(Peers::new(options.identity.clone(), options.timing));
+        let config = options.timing.config().map_err(|error| OpenError::Timing(error.to_string()))?;
+        let raft = Raft::new(
+            options.identity.member_id(),
+            Arc::new(config),
+            Network::new(peers.clone()),
+            LogStore::new(wal.clone()),
+            machine,
+        )
+        .await
+        .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let rounds = Rounds::start(raft.clone(), peers.clone(), options.timing.election / 2);
+        tokio::spawn(watch_core(raft.clone(), failure.clone()));
+        tokio::spawn(take_snapshots(raft.clone(), wal.clone(), snapshots.clone(), options.snapshot_count));
+        let inner = Inner {
+            raft,
+            wal,
+            peers,
+            identity: options.identity,
+            snapshots,
+            reader,
+            applied,
+            rounds,
+            failure,
+            timing: options.timing,
+            changing: Mutex::new(()),
+            state_closed: Mutex::new(Some(closed)),
+        };
+        Ok(Replica { inner: Arc::new(inner) })
+    }
+
+    /// openraft's handle, for the peer service.
+    pub fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    /// Who this member is.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.inner.identity
+    }
+
+    /// Connections to the others.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.inner.peers
+    }
+
+    /// Snapshot files.
+    pub fn snapshots(&self) -> &Arc<SnapshotStore> {
+        &self.inner.snapshots
+    }
+
+    /// Reads of the applied state.
+    pub fn reader(&self) -> &Reader {
+        &self.inner.reader
+    }
+
+    /// What must stop this member.
+    pub fn failure(&self) -> &Failure {
+        &self.inner.failure
+    }
+
+    /// Raft's clocks.
+    pub fn timing(&self) -> Timing {
+        self.inner.timing
+    }
+
+    /// Proposes an encoded command and waits until it is applied here. Only the leader can.
+    pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
+        match self.inner.raft.client_write(CommandBytes(command)).await {
+            Ok(written) => Ok(written.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotProposed(forward.to_string()))
+            }
+            Err(error) => Err(ProposeError::Unknown(error.to_string())),
+        }
+    }
+
+    /// Proposes what another member forwarded.
+    pub async fn propose_forwarded(&self, command: Bytes) -> Forwarded {
+        ForwardedResult(self.propose(command).await)
+    }
+
+    /// Hands commands to the leader, in one request. An error counts for every one of them.
+    pub async fn forward(
+        &self,
+        leader: u64,
+        node: &Node,
+        commands: Vec<Bytes>,
+        limit: Duration,
+    ) -> Result<Vec<Result<Reply, ProposeError>>, ProposeError> {
+        let request = peer::ForwardRequest { target: Some(self.inner.peers.target(leader)), commands };
+        let mut client = self
+            .inner
+            .peers
+            .client(leader, node, Purpose::Forward)
+            .map_err(|status| ProposeError::NotProposed(status.to_string()))?;
+        match tokio::time::timeout(limit, client.forward(request)).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner().results.into_iter().map(ForwardedResult::from_wire).collect()),
+            Ok(Err(status)) if never_sent(&status) => Err(ProposeError::NotProposed(status.to_string())),
+            Ok(Err(status)) => Err(ProposeError::Unknown(status.to_string())),
+            Err(_) => Err(ProposeError::Unknown("the leader did not answer in time".to_string())),
+        }
+    }
+
+    /// The index that a linearizable read which begins now must see applied. Only the leader knows.
+    pub async fn read_index(&self) -> Result<LogId, ReadIndexError> {
+        self.inner.rounds.read_index().await
+    }
+
+    /// Asks the leader for the same.
+    pub async fn ask_read_index(&self, leader: u64, node: &Node, limit: Duration) -> Result<u64, tonic::Status> {
+        use peer::read_index_reply::Result as Wire;
+        let request = peer::ReadIndexRequest { target: Some(self.inner.peers.target(leader)) };
+        let mut client = self.inner.peers.client(leader, node, Purpose::Control)?;
+        match within(limit, client.read_index(request)).await?.result {
+            Some(Wire::Index(log_id)) => Ok(from_wire_log_id(log_id).index),
+            Some(Wire::Refused(why)) => Err(tonic::Status::failed_precondition(why)),
+            None => Err(tonic::Status::internal("read index reply without a result")),
+        }
+    }
+
+    /// The applied index, as it moves.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.clone()
+    }
+
+    /// The vote that this member holds in memory.
+    pub async fn vote(&self) -> Result<Vote, String> {
+        self.inner.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// The leader that this member knows of, with its place in the membership.
+    pub fn leader(&self) -> Option<(u64, Node)> {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        metrics.membership_config.membership().get_node(&leader).map(|node| (leader, node.clone()))
+    }
+
+    /// Whether this member leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        metrics.borrow_watched().current_leader == Some(self.inner.identity.member_id())
+    }
+
+    /// Raft's term.
+    pub fn term(&self) -> u64 {
+        self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term
+    }
+
+    /// Waits until something about Raft changed: the leader, perhaps.
+    pub async fn changed(&self) {
+        let mut metrics = self.inner.raft.server_metrics();
+        // An error means that Raft stopped, which is a change too; `failure` tells.
+        let _ = metrics.changed().await;
+    }
+
+    /// How far this member is.
+    pub fn status(&self) -> Status {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let me = self.inner.identity.member_id();
+        let is_voter = membership.voter_ids().any(|id| id == me);
+        Status {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.map_or(0, |log_id| log_id.index),
+            applied: metrics.last_applied.map_or(0, |log_id| log_id.index),
+            is_learner: !is_voter,
+            is_member: membership.get_node(&me).is_some(),
+        }
+    }
+
+    /// The members by id, and which of them vote.
+    pub fn membership(&self) -> (BTreeMap<u64, Node>, BTreeSet<u64>) {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        (membership.nodes().map(|(id, node)| (*id, node.clone())).collect(), membership.voter_ids().collect())
+    }
+
+    /// Founds a cluster of these members. Only on an empty log.
+    pub async fn found(&self, members: BTreeMap<u64, Node>) -> Result<(), String> {
+        self.inner.raft.initialize(members).await.map_err(|error| error.to_string())
+    }
+
+    /// Whether this member's log or votes say that it belongs to a cluster.
+    pub async fn is_initialized(&self) -> bool {
+        self.inner.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// A member with a blank disk asks to take the place of the member of its name.
+    pub async fn admit(&self, request: peer::JoinRequest) -> peer::JoinReply {
+        match self.try_admit(&request).await {
+            Ok(()) => peer::JoinReply { cluster_id: self.inner.identity.cluster_id(), ..Default::default() },
+            Err(refused) => {
+                let leader_url = self.leader().map(|(_, node)| node.peer_url).unwrap_or_default();
+                peer::JoinReply { refused, leader_url, ..Default::default() }
+            }
+        }
+    }
+
+    async fn try_admit(&self, request: &peer::JoinRequest) -> Result<(), String> {
+        if !self.inner.raft.is_leader() {
+            return Err(ReadIndexError::NotLeader.to_string());
+        }
+        let _one_at_a_time = self.inner.changing.lock().await;
+        let (nodes, voters) = self.membership();
+        if voters.contains(&request.member_id) {
+            return Ok(());
+        }
+        let old = nodes.iter().find(|(id, node)| node.name == request.name && **id != request.member_id);
+        if old.is_none() && !nodes.contains_key(&request.member_id) {
+            return Err(format!("the cluster has no member named {:?}", request.name));
+        }
+        self.check_newcomer(request).await?;
+        let node = Node { name: request.name.clone(), peer_url: request.peer_url.clone() };
+        self.replace(old.map(|(id, _)| *id), request.member_id, node).await
+    }
+
+    /// Nobody is put out of the cluster by somebody who merely claims its name: the newcomer itself must answer at
+    /// the address where the member is expected.
+    async fn check_newcomer(&self, request: &peer::JoinRequest) -> Result<(), String> {
+        let ask = peer::IdentifyRequest { token: request.token.clone(), name: String::new() };
+        let mut client = self
+            .inner
+            .peers
+            .client_at(&request.peer_url, Purpose::Control)
+            .map_err(|status| status.message().to_string())?;
+        let reply = within(TRANSFER_LIMIT, client.identify(ask)).await.map_err(|status| status.to_string())?;
+        match reply.member_id == request.member_id {
+            true => Ok(()),
+            false => Err(format!("at {} answers member {:x}", request.peer_url, reply.member_id)),
+        }
+    }
+
+    /// A learner first; once it has caught up it takes the old member's vote, in one joint change.
+    async fn replace(&self, old: Option<u64>, new: u64, node: Node) -> Result<(), String> {
+        tracing::info!(member = %node, id = format!("{new:x}"), "adding a member that starts with a blank disk");
+        let raft = &self.inner.raft;
+        raft.add_learner(new, node, true).await.map_err(|error| error.to_string())?;
+        let (_, mut voters) = self.membership();
+        if let Some(old) = old {
+            voters.remove(&old);
+        }
+        voters.insert(new);
+        let voters = ChangeMembers::ReplaceAllVoters(voters);
+        raft.change_membership(voters, false).await.map_err(|error| error.to_string())?;
+        if let Some(old) = old {
+            let op = Op::RemoveMember(RemoveMember { id: old });
+            let command = Command { header: None, op: Some(op) }.encode_to_vec();
+            self.propose(command.into()).await.map_err(|error| format!("{error:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Hands leadership over, if this member leads and somebody can take it.
+    pub async fn hand_over(&self) {
+        let raft = &self.inner.raft;
+        let metrics = raft.metrics().borrow_watched().clone();
+        let me = self.inner.identity.member_id();
+        let Some(replication) = metrics.replication.filter(|_| metrics.current_leader == Some(me)) else { return };
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let best = replication.iter().filter(|(id, _)| **id != me && voters.contains(id)).max_by_key(|(_, at)| **at);
+        let Some((successor, _)) = best else { return };
+        tracing::info!(to = format!("{successor:x}"), "handing leadership over");
+        if raft.trigger().transfer_leader(*successor).await.is_err() {
+            return;
+        }
+        let followed = raft
+            .wait(Some(TRANSFER_LIMIT))
+            .metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != me), "another member leads")
+            .await;
+        if followed.is_err() {
+            tracing::warn!("nobody took over in time");
+        }
+    }
+
+    /// Stops Raft, saves the applied state and closes the log. Whether everything is on disk.
+    pub async fn close(&self) -> io::Result<()> {
+        self.inner.raft.shutdown().await.map_err(io::Error::other)?;
+        if let Some(closed) = self.inner.state_closed.lock().await.take() {
+            // The sender goes with the state machine, when it has saved everything.
+            let _ = closed.await;
+        }
+        let wal = self.inner.wal.clone();
+        tokio::task::spawn_blocking(move || wal.close()).await.map_err(io::Error::other)?
+    }
+}
+
+/// Whether the request certainly never left this member.
+fn never_sent(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::FailedPrecondition || crate::raft::network::is_connect_error(status)
+}
+
+fn open_wal(options: &Options, failure: &Failure) -> Result<Wal, OpenError> {
+    let failure = failure.clone();
+    let wal_options = WalOptions {
+        log_id: options.identity.member_id(),
+        stop: Some(Arc::new(move |error: &io::Error| failure.report(format!("the write-ahead log failed: {error}")))),
+        ..WalOptions::default()
+    };
+    Ok(Wal::open(options.fs.clone(), &options.wal_dir, wal_options)?)
+}
+
+struct Opened {
+    state: State,
+    mark: Mark,
+    engine: Arc<dyn Engine>,
+    dir: PathBuf,
+    fresh_engine: FreshEngine,
+}
+
+fn open_state(options: &Options, wal: &Wal, snapshots: &SnapshotStore) -> Result<Opened, OpenError> {
+    std::fs::create_dir_all(&options.state_dir)?;
+    let fresh_engine = fresh_engine(&options.state_dir, options.engine_cache);
+    if let Some((state, mark, engine, dir)) = continue_state(options, wal, snapshots)? {
+        return Ok(Opened { state, mark, engine, dir, fresh_engine });
+    }
+    for dir in engine_dirs(&options.state_dir)? {
+        std::fs::remove_dir_all(dir)?;
+    }
+    let (dir, engine) = fresh_engine()?;
+    let (state, mark) = rebuild(engine.clone(), snapshots)?;
+    Ok(Opened { state, mark, engine, dir, fresh_engine })
+}
+
+type Continued = (State, Mark, Arc<dyn Engine>, PathBuf);
+
+/// The state as the engine has it, if it can be trusted; says why if not.
+fn continue_state(options: &Options, wal: &Wal, snapshots: &SnapshotStore) -> Result<Option<Continued>, OpenError> {
+    let dirs = engine_dirs(&options.state_dir)?;
+    if dirs.is_empty() {
+        return Ok(None);
+    }
+    if !options.trust_state {
+        tracing::warn!("the machine stopped without warning: rebuilding the applied state from snapshot and log");
+        return Ok(None);
+    }
+    for dir in dirs.into_iter().rev() {
+        match try_engine(&dir, options.engine_cache, wal, snapshots) {
+            Ok((state, mark, engine)) => return Ok(Some((state, mark, engine, dir))),
+            Err(why) => tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from"),
+        }
+    }
+    tracing::warn!("rebuilding the applied state from snapshot and log");
+    Ok(None)
+}
+
+fn try_engine(
+    dir: &Path,
+    cache: u64,
+    wal: &Wal,
+    snapshots: &SnapshotStore,
+) -> Result<(State, Mark, Arc<dyn Engine>), String> {
+    let engine = crate::storage::open_engine(dir, cache).map_err(|error| error.to_string())?;
+    let (state, mark) =
+        State::open(engine.clone(), state::Options::default()).map_err(|error| error.to_string())?;
+    let mark = mark.ok_or("it holds no complete state")?;
+    let mark = Mark::decode(&mark).map_err(|error| error.to_string())?;
+    let applied = mark.applied.map_or(0, |log_id| log_id.index);
+    let log = wal.state();
+    let purged = log.purged.as_ref().map(|(_, mark)| decode_log_id(mark)).transpose().map_err(|e| e.to_string())?;
+    let start = purged.map_or(0, |log_id| log_id.index);
+    let end = log.last.unwrap_or(start);
+    let snapshot = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id).map_or(0, |id| id.index);
+    if applied < start.max(snapshot) || applied > end.max(snapshot) {
+        return Err(format!("it is at entry {applied}, the log spans {start} to {end}"));
+    }
+    Ok((state, mark, engine))
+}
+
+fn rebuild(engine: Arc<dyn Engine>, snapshots: &SnapshotStore) -> Result<(State, Mark), OpenError> {
+    let Some(snapshot) = snapshots.current() else {
+        let (state, _) = State::open(engine, state::Options::default()).map_err(|e| OpenError::State(e.to_string()))?;
+        return Ok((state, Mark::default()));
+    };
+    let records = snapshot.snapshot.records()?;
+    let (state, mark) =
+        State::restore(engine, state::Options::default(), records).map_err(|e| OpenError::State(e.to_string()))?;
+    Ok((state, Mark::decode(&mark)?))
+}
+
+/// Engine directories are numbered; a snapshot is loaded into the next number.
+fn engine_dirs(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut numbers = Vec::new();
+    for dir in std::fs::read_dir(state_dir)? {
+        if let Some(number) = dir?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()) {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers.into_iter().map(|number| state_dir.join(number.to_string())).collect())
+}
+
+fn fresh_engine(state_dir: &Path, cache: u64) -> FreshEngine {
+    let state_dir = state_dir.to_path_buf();
+    Arc::new(move || {
+        let last = engine_dirs(&state_dir)?.pop();
+        let last = last.and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok()).unwrap_or(0);
+        let dir = state_dir.join((last + 1).to_string());
+        let engine = crate::storage::open_engine(&dir, cache).map_err(io::Error::other)?;
+        Ok((dir, engine))
+    })
+}
+
+/// Reports when openraft's core stops by itself.
+async fn watch_core(raft: Raft, failure: Failure) {
+    let mut metrics = raft.metrics();
+    loop {
+        let state = metrics.borrow_watched().running_state.clone();
+        match state {
+            Err(openraft::errors::Fatal::Stopped) => return,
+            Err(fatal) => return failure.report(format!("raft stopped: {fatal}")),
+            Ok(()) => {}
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks for a snapshot whenever the log has grown enough since the last one.
+async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, count: u64) {
+    let mut written_at_last = 0;
+    loop {
+        tokio::time::sleep(SNAPSHOT_CHECK).await;
+        let metrics = raft.metrics().borrow_watched().clone();
+        if metrics.running_state.is_err() {
+            return;
+        }
+        let current = snapshots.current();
+        let limit = current.as_ref().map_or(0, |snapshot| snapshot.snapshot.size() / 2).max(SNAPSHOT_BYTES);
+        let covered = current.and_then(|snapshot| snapshot.meta.last_log_id).map_or(0, |log_id| log_id.index);
+        let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
+        let by_bytes = wal.bytes_written() - written_at_last > limit;
+        let by_count = count > 0 && applied.saturating_sub(covered) >= count;
+        if (by_bytes || by_count) && applied > covered {
+            written_at_last = wal.bytes_written();
+            if raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
+    }
+}

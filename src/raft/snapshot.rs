@@ -1,0 +1,441 @@
+//! Snapshot files: the whole state at one entry of the log.
+//!
+//! ```text
+//! file   = magic "PONTOON\x02" | format u32 | frame of the head | frame per record | end frame
+//! frame  = length u32 | crc u32 | payload          crc: CRC-32C of the payload, begun with the previous frame's crc
+//! head   = log id, 24 bytes | membership
+//! end    = length 0xffffffff | crc: of the number of frames (u64), begun with the previous frame's crc | that number
+//! ```
+//!
+//! The crc chain makes a missing, swapped or repeated frame as visible as a damaged one, and the end frame a file that
+//! is cut short. A file is written under a temporary name, synced, read back and verified, renamed, and its directory
+//! synced; only then is it current, and only then may the log be purged behind it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::entry::{
+    decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership, from_wire_log_id,
+};
+use super::{Snapshot, SnapshotMeta};
+use crate::pb::pontoon::peer::{SnapshotChunk, SnapshotHead};
+use crate::state::SnapshotSource;
+use crate::storage::fs::{File, Fs};
+
+const MAGIC: &[u8; 8] = b"PONTOON\x02";
+const FORMAT: u32 = 1;
+const PREAMBLE: u64 = 12;
+const FRAME_HEAD: usize = 8;
+const END: u32 = u32::MAX;
+/// No frame is longer: a bound on what a damaged length can make us read.
+const MAX_FRAME: u32 = 256 << 20;
+/// Frames are gathered and written in pieces of about this size.
+const WRITE_BYTES: usize = 1 << 20;
+/// One message of a snapshot on its way to a peer.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+const TEMPORARY: &str = ".new";
+
+/// A complete snapshot file on this member's disk.
+#[derive(Clone)]
+pub struct SnapshotFile {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+    size: u64,
+}
+
+impl std::fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.path.display(), self.size)
+    }
+}
+
+impl SnapshotFile {
+    /// Bytes on disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file's name.
+    pub fn name(&self) -> String {
+        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// The state's records, each verified as it is read.
+    pub fn records(&self) -> io::Result<impl Iterator<Item = io::Result<Bytes>> + use<>> {
+        let mut frames = Frames::open(&*self.fs, &self.path)?;
+        frames.next_frame()?; // the head
+        Ok(std::iter::from_fn(move || frames.next_frame().transpose()))
+    }
+
+    /// The file in messages for a peer, the first with `head`.
+    pub fn chunks(&self, head: SnapshotHead) -> io::Result<ReceiverStream<SnapshotChunk>> {
+        let file = self.fs.open(&self.path)?;
+        let (tx, rx) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
+        let (size, mut head, name) = (self.size, Some(head), self.name());
+        tokio::task::spawn_blocking(move || {
+            let mut offset = 0;
+            while offset < size {
+                let length = (size - offset).min(CHUNK_BYTES as u64);
+                let Ok(data) = file.read_at(offset, length as usize) else {
+                    // The stream ends early; the receiver sees that by the size.
+                    tracing::error!(%name, offset, "cannot read a snapshot that is being sent");
+                    return;
+                };
+                let crc = crc32c::crc32c(&data);
+                let chunk = SnapshotChunk { head: head.take(), offset, data, crc };
+                if tx.blocking_send(chunk).is_err() {
+                    return;
+                }
+                offset += length;
+            }
+        });
+        Ok(ReceiverStream::new(rx))
+    }
+}
+
+/// The directory of snapshot files.
+pub struct SnapshotStore {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    current: Mutex<Option<Snapshot>>,
+}
+
+impl SnapshotStore {
+    /// Finds the newest snapshot and verifies it. A damaged one is an error: the log before it is gone.
+    pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> io::Result<Self> {
+        fs.create_dir_all(dir)?;
+        let mut newest: Option<Snapshot> = None;
+        for name in fs.list(dir)? {
+            let path = dir.join(&name);
+            if name.ends_with(TEMPORARY) {
+                fs.remove(&path)?;
+                continue;
+            }
+            let snapshot = verify(&fs, &path)?;
+            if newest.as_ref().is_none_or(|newest| newest.meta.last_log_id < snapshot.meta.last_log_id) {
+                newest = Some(snapshot);
+            }
+        }
+        Ok(SnapshotStore { fs, dir: dir.to_path_buf(), current: Mutex::new(newest) })
+    }
+
+    /// The newest snapshot.
+    pub fn current(&self) -> Option<Snapshot> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes a snapshot. It is durable and current when this returns.
+    pub fn build(&self, meta: SnapshotMeta, source: SnapshotSource) -> io::Result<Snapshot> {
+        let started = std::time::Instant::now();
+        let path = self.temporary(&meta);
+        let mut writer = Writer::create(&*self.fs, &path)?;
+        writer.frame(&encode_head(&meta))?;
+        for record in source.records() {
+            writer.frame(&record.map_err(io::Error::other)?)?;
+        }
+        writer.finish()?;
+        let snapshot = self.adopt(&path, &meta)?;
+        tracing::info!(
+            upto = ?meta.last_log_id.map(|log_id| log_id.index),
+            bytes = snapshot.snapshot.size,
+            took = ?started.elapsed(),
+            "took a snapshot"
+        );
+        Ok(snapshot)
+    }
+
+    /// Takes in a snapshot that a peer sends. The file is durable when this returns, but not current yet.
+    pub async fn receive(
+        &self,
+        head: &SnapshotHead,
+        first: SnapshotChunk,
+        chunks: &mut Streaming<SnapshotChunk>,
+    ) -> Result<Snapshot, Status> {
+        let meta = SnapshotMeta {
+            last_log_id: head.last.map(from_wire_log_id),
+            last_membership: decode_stored_membership(head.membership.clone()).map_err(invalid)?,
+        };
+        let path = self.temporary(&meta);
+        // Of an attempt that was broken off.
+        let _ = self.fs.remove(&path);
+        let file = self.fs.create(&path).map_err(local)?;
+        let mut offset = 0;
+        let mut next = Some(first);
+        while let Some(chunk) = next {
+            check_chunk(&chunk, offset, head.size)?;
+            file.write_at(offset, &chunk.data).map_err(local)?;
+            offset += chunk.data.len() as u64;
+            next = chunks.message().await?;
+        }
+        if offset != head.size {
+            return Err(Status::data_loss(format!("the snapshot ends at {offset} of {} bytes", head.size)));
+        }
+        file.sync_data().map_err(local)?;
+        let found = verify(&self.fs, &path).map_err(invalid)?;
+        if found.meta != meta {
+            return Err(Status::data_loss("the snapshot is not what its sender says"));
+        }
+        tracing::info!(upto = ?meta.last_log_id.map(|log_id| log_id.index), bytes = offset, "received a snapshot");
+        Ok(found)
+    }
+
+    /// A received snapshot became this member's state: it is the current one from now on.
+    pub fn installed(&self, file: &SnapshotFile, meta: &SnapshotMeta) -> io::Result<()> {
+        if file.path.to_string_lossy().ends_with(TEMPORARY) { self.adopt(&file.path, meta).map(drop) } else { Ok(()) }
+    }
+
+    fn temporary(&self, meta: &SnapshotMeta) -> PathBuf {
+        self.dir.join(format!("{}{TEMPORARY}", file_name(meta)))
+    }
+
+    /// Verifies a finished file, gives it its name, makes it current and removes those it replaces.
+    fn adopt(&self, path: &Path, meta: &SnapshotMeta) -> io::Result<Snapshot> {
+        let written = verify(&self.fs, path)?;
+        let target = self.dir.join(file_name(meta));
+        self.fs.rename(path, &target)?;
+        self.fs.sync_dir(&self.dir)?;
+        let file = SnapshotFile { path: target, ..written.snapshot };
+        let snapshot = Snapshot { meta: meta.clone(), snapshot: file };
+        let old = self.current.lock().unwrap_or_else(PoisonError::into_inner).replace(snapshot.clone());
+        if let Some(old) = old.filter(|old| old.snapshot.path != snapshot.snapshot.path) {
+            // One that is being sent stays readable until it is closed.
+            self.fs.remove(&old.snapshot.path)?;
+        }
+        Ok(snapshot)
+    }
+}
+
+fn file_name(meta: &SnapshotMeta) -> String {
+    let (term, index) = meta.last_log_id.map_or((0, 0), |log_id| (log_id.leader_id.term, log_id.index));
+    format!("{term:016x}-{index:016x}.snapshot")
+}
+
+fn check_chunk(chunk: &SnapshotChunk, offset: u64, size: u64) -> Result<(), Status> {
+    if crc32c::crc32c(&chunk.data) != chunk.crc {
+        return Err(Status::data_loss(format!("the snapshot was damaged on its way at {offset}")));
+    }
+    if chunk.offset != offset || offset + chunk.data.len() as u64 > size {
+        return Err(Status::invalid_argument("the snapshot's chunks are out of order"));
+    }
+    Ok(())
+}
+
+fn invalid(error: io::Error) -> Status {
+    Status::data_loss(error.to_string())
+}
+
+fn local(error: io::Error) -> Status {
+    Status::internal(format!("cannot store the snapshot: {error}"))
+}
+
+fn encode_head(meta: &SnapshotMeta) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u8(u8::from(meta.last_log_id.is_some()));
+    out.put(meta.last_log_id.as_ref().map(encode_log_id).unwrap_or_default());
+    out.put(encode_stored_membership(&meta.last_membership));
+    out.freeze()
+}
+
+fn decode_head(head: &Bytes) -> io::Result<SnapshotMeta> {
+    let (last_log_id, rest) = match head.first() {
+        Some(1) if head.len() >= 25 => (Some(decode_log_id(&head[1..25])?), 25),
+        Some(0) => (None, 1),
+        _ => return Err(damaged("its head is cut short")),
+    };
+    Ok(SnapshotMeta { last_log_id, last_membership: decode_stored_membership(head.slice(rest..))? })
+}
+
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot is corrupt: {what}"))
+}
+
+/// Reads a whole file; what it covers, if every bit of it is right.
+fn verify(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Snapshot> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut frames = Frames::open(&**fs, path).map_err(named)?;
+    let head = frames.next_frame().map_err(named)?.ok_or_else(|| named(damaged("it has no head")))?;
+    let meta = decode_head(&head).map_err(named)?;
+    while frames.next_frame().map_err(named)?.is_some() {}
+    let file = SnapshotFile { fs: fs.clone(), path: path.to_path_buf(), size: frames.size };
+    Ok(Snapshot { meta, snapshot: file })
+}
+
+/// Writes frames.
+struct Writer {
+    file: Box<dyn File>,
+    at: u64,
+    buffer: BytesMut,
+    chain: u32,
+    frames: u64,
+}
+
+impl Writer {
+    fn create(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
+        // Of an attempt that was broken off.
+        let _ = fs.remove(path);
+        let mut buffer = BytesMut::with_capacity(WRITE_BYTES + WRITE_BYTES / 4);
+        buffer.put_slice(MAGIC);
+        buffer.put_u32_le(FORMAT);
+        Ok(Writer { file: fs.create(path)?, at: 0, buffer, chain: FORMAT, frames: 0 })
+    }
+
+    fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(payload.len()).ok().filter(|length| *length <= MAX_FRAME);
+        let length = length.ok_or_else(|| io::Error::other("a snapshot record is too large"))?;
+        self.chain = crc32c::crc32c_append(self.chain, payload);
+        self.frames += 1;
+        self.buffer.put_u32_le(length);
+        self.buffer.put_u32_le(self.chain);
+        self.buffer.put_slice(payload);
+        if self.buffer.len() >= WRITE_BYTES { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.file.write_at(self.at, &self.buffer)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        let count = self.frames.to_le_bytes();
+        self.buffer.put_u32_le(END);
+        self.buffer.put_u32_le(crc32c::crc32c_append(self.chain, &count));
+        self.buffer.put_slice(&count);
+        self.write()?;
+        self.file.sync_data()
+    }
+}
+
+/// Reads frames, and checks each.
+struct Frames {
+    file: Box<dyn File>,
+    size: u64,
+    at: u64,
+    chain: u32,
+    count: u64,
+    ended: bool,
+}
+
+impl Frames {
+    fn open(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
+        let file = fs.open(path)?;
+        let size = file.len()?;
+        if size < PREAMBLE {
+            return Err(damaged("it is cut short"));
+        }
+        let mut preamble = file.read_at(0, PREAMBLE as usize)?;
+        if preamble.split_to(MAGIC.len()) != MAGIC[..] {
+            return Err(damaged("it does not begin like a snapshot"));
+        }
+        let format = preamble.get_u32_le();
+        if format != FORMAT {
+            let text = format!("the snapshot has format {format}, this version of pontoon knows {FORMAT}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Frames { file, size, at: PREAMBLE, chain: FORMAT, count: 0, ended: false })
+    }
+
+    /// The next frame's payload; nothing after the end frame.
+    fn next_frame(&mut self) -> io::Result<Option<Bytes>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut head = self.read(FRAME_HEAD)?;
+        let (length, crc) = (head.get_u32_le(), head.get_u32_le());
+        if length == END {
+            return self.end(crc).map(|()| None);
+        }
+        if length > MAX_FRAME {
+            return Err(self.damaged_here("a frame is longer than any can be"));
+        }
+        let payload = self.read(length as usize)?;
+        self.chain = crc32c::crc32c_append(self.chain, &payload);
+        if self.chain != crc {
+            return Err(self.damaged_here("a checksum is wrong"));
+        }
+        self.count += 1;
+        Ok(Some(payload))
+    }
+
+    fn end(&mut self, crc: u32) -> io::Result<()> {
+        let count = self.read(8)?;
+        let right = crc == crc32c::crc32c_append(self.chain, &count) && count[..] == self.count.to_le_bytes();
+        if !right || self.at != self.size {
+            return Err(self.damaged_here("its end is wrong"));
+        }
+        self.ended = true;
+        Ok(())
+    }
+
+    fn read(&mut self, length: usize) -> io::Result<Bytes> {
+        if self.at + length as u64 > self.size {
+            return Err(self.damaged_here("it is cut short"));
+        }
+        let bytes = self.file.read_at(self.at, length)?;
+        self.at += length as u64;
+        Ok(bytes)
+    }
+
+    fn damaged_here(&self, what: &str) -> io::Error {
+        damaged(&format!("{what} (before offset {})", self.at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::entry::new_log_id;
+    use crate::storage::fs::SimFs;
+
+    fn written(frames: &[&[u8]]) -> (SimFs, PathBuf) {
+        let (fs, path) = (SimFs::default(), PathBuf::from("/s/file"));
+        let meta = SnapshotMeta { last_log_id: Some(new_log_id(2, 3, 4)), ..SnapshotMeta::default() };
+        let mut writer = Writer::create(&fs, &path).expect("created");
+        writer.frame(&encode_head(&meta)).expect("written");
+        frames.iter().for_each(|frame| writer.frame(frame).expect("written"));
+        writer.finish().expect("written");
+        (fs, path)
+    }
+
+    #[test]
+    fn records_are_read_back() {
+        let (fs, path) = written(&[b"one", b"", b"three"]);
+        let snapshot = verify(&(Arc::new(fs) as Arc<dyn Fs>), &path).expect("whole");
+        assert_eq!(snapshot.meta.last_log_id, Some(new_log_id(2, 3, 4)));
+        let records: Vec<Bytes> = snapshot.snapshot.records().expect("opened").collect::<io::Result<_>>().expect("read");
+        assert_eq!(records, [&b"one"[..], b"", b"three"]);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        let (fs, path) = written(&[b"some records", b"of a state", &[0; 100]]);
+        let disk = fs.disk();
+        let bytes = disk.of(&path).expect("there").to_vec();
+        let refused = |bytes: Vec<u8>| {
+            let mut damaged = disk.clone();
+            let file = damaged.names[&path];
+            damaged.files.insert(file, Arc::new(bytes));
+            let fs: Arc<dyn Fs> = Arc::new(SimFs::with(damaged));
+            verify(&fs, &path).is_err()
+        };
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(refused(flipped), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(refused(bytes[..length].to_vec()), "cut to {length}");
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        assert!(refused(longer));
+    }
+}

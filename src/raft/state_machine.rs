@@ -1,0 +1,327 @@
+//! openraft's state machine over ours: apply, publish, answer; and saving behind it.
+//!
+//! One call of `apply` brings a run of committed entries. Each is applied in memory; then the batch is *sealed* with
+//! the shell's mark (the applied log id and the membership), which publishes its revision to readers in one step;
+//! then the applied index is announced to waiting reads; and only then do proposers get their answers. Whoever has an
+//! answer can therefore read what it says.
+//!
+//! The engine (sled) is written behind: a thread of its own commits everything sealed so far, mark included, as one
+//! batch, and reclaims compacted versions in slices. What it lags, the log replays. If it falls too far behind, apply
+//! waits for it: that bounds memory.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+use tokio::sync::watch;
+
+use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
+use super::snapshot::{SnapshotFile, SnapshotStore};
+use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::pb::pontoon::command::Command;
+use crate::pb::pontoon::command::reply::Response;
+use crate::raft::replica::Failure;
+use crate::state::{Reader, Saver, SnapshotSource, State};
+use crate::storage::Engine;
+
+/// Entries sealed and answered together at most: bounds the wait of the first for the last.
+const SEAL_EVERY: usize = 256;
+/// Bytes applied but not yet in the engine at which apply waits for the saver.
+const UNSAVED_LIMIT: usize = 128 << 20;
+/// How long the saver gathers what is applied, so that one batch serves many entries.
+const SAVE_INTERVAL: Duration = Duration::from_millis(200);
+/// Compacted versions looked at in one slice of reclaiming.
+const SWEEP_SLICE: usize = 4096;
+
+/// The shell's part of the state, saved with it in every batch.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Mark {
+    /// The last entry that is part of the state.
+    pub applied: Option<LogId>,
+    /// The last membership among those entries.
+    pub membership: StoredMembership,
+}
+
+impl Mark {
+    /// As the state keeps it: opaque bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::from([u8::from(self.applied.is_some())]);
+        out.extend_from_slice(&self.applied.as_ref().map(encode_log_id).unwrap_or_default());
+        out.extend_from_slice(&encode_stored_membership(&self.membership));
+        out.into()
+    }
+
+    /// Reads what [`Mark::encode`] wrote.
+    pub fn decode(bytes: &Bytes) -> io::Result<Mark> {
+        let short = || io::Error::new(io::ErrorKind::InvalidData, "applied mark is cut short");
+        let (applied, rest) = match bytes.first().ok_or_else(short)? {
+            0 => (None, 1),
+            _ => (Some(decode_log_id(bytes.get(1..25).ok_or_else(short)?)?), 25),
+        };
+        Ok(Mark { applied, membership: decode_stored_membership(bytes.slice(rest..))? })
+    }
+}
+
+/// Opens an empty engine for a state that arrives as a snapshot.
+pub type FreshEngine = Arc<dyn Fn() -> io::Result<(PathBuf, Arc<dyn Engine>)> + Send + Sync>;
+/// What the state machine needs besides the state.
+pub struct Shell {
+    /// Where snapshot files are.
+    pub snapshots: Arc<SnapshotStore>,
+    /// For installing a snapshot.
+    pub fresh_engine: FreshEngine,
+    /// Size of memory caches and the like.
+    pub options: crate::state::Options,
+    /// Announces the applied index.
+    pub applied: watch::Sender<u64>,
+    /// Reports what must stop this member.
+    pub failure: Failure,
+    /// Dropped when the state machine is gone and all of it is saved.
+    pub closed: tokio::sync::oneshot::Sender<()>,
+}
+
+type Loaded = (PathBuf, Arc<dyn Engine>, State, Mark);
+
+/// The replicated state machine, as openraft drives it.
+pub struct StateMachine {
+    state: State,
+    mark: Mark,
+    // Dropped in this order: the saver saves the rest, the engine is flushed, then `shell.closed` tells.
+    saving: Saving,
+    engine: Flushed,
+    engine_dir: PathBuf,
+    shell: Shell,
+}
+
+/// An engine that is flushed when it is no longer used.
+struct Flushed(Arc<dyn Engine>);
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.flush() {
+            // What is lost is only applied state: the next start rebuilds it.
+            tracing::warn!(%error, "cannot flush the applied state");
+        }
+    }
+}
+
+impl StateMachine {
+    /// Takes over an opened state, kept in `engine` at `engine_dir`, and starts saving behind it.
+    pub fn new(state: State, mark: Mark, engine: Arc<dyn Engine>, engine_dir: PathBuf, shell: Shell) -> Self {
+        shell.applied.send_replace(mark.applied.map_or(0, |log_id| log_id.index));
+        let saving = Saving::start(state.saver(), shell.failure.clone());
+        StateMachine { state, mark, saving, engine: Flushed(engine), engine_dir, shell }
+    }
+
+    /// Sees what is sealed; stays valid when a snapshot is installed.
+    pub fn reader(&self) -> Reader {
+        self.state.reader()
+    }
+
+    fn apply_command(&mut self, index: u64, command: &CommandBytes) -> io::Result<Reply> {
+        let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
+        let outcome = self.state.apply(index, &command).map_err(io::Error::other)?;
+        Ok(Reply(outcome.response))
+    }
+
+    /// Makes what was applied visible, then tells those who wait for it.
+    fn publish(&mut self, answers: &mut Vec<(openraft::storage::ApplyResponder<Types>, Reply)>) {
+        self.state.seal(self.mark.encode());
+        self.shell.applied.send_replace(self.mark.applied.map_or(0, |log_id| log_id.index));
+        for (responder, reply) in answers.drain(..) {
+            responder.send(reply);
+        }
+    }
+
+    fn load(&self, file: &SnapshotFile) -> io::Result<Loaded> {
+        let (dir, engine) = (self.shell.fresh_engine)()?;
+        let (state, mark) =
+            State::restore(engine.clone(), self.shell.options.clone(), file.records()?).map_err(io::Error::other)?;
+        Ok((dir, engine, state, Mark::decode(&mark)?))
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.mark.applied, self.mark.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        let mut answers = Vec::new();
+        let mut unsealed = 0;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let reply = match &entry.payload {
+                EntryPayload::Blank => Reply(Ok(Response::Done(Default::default()))),
+                EntryPayload::Normal(command) => self.apply_command(entry.log_id.index, command)?,
+                EntryPayload::Membership(membership) => {
+                    self.mark.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    Reply(Ok(Response::Done(Default::default())))
+                }
+            };
+            self.mark.applied = Some(entry.log_id);
+            if let Some(responder) = responder {
+                answers.push((responder, reply));
+            }
+            unsealed += 1;
+            if unsealed == SEAL_EVERY {
+                self.publish(&mut answers);
+                unsealed = 0;
+            }
+        }
+        self.publish(&mut answers);
+        self.saving.wait_below(UNSAVED_LIMIT).await;
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            source: Some(self.state.snapshot()),
+            mark: self.mark.clone(),
+            snapshots: self.shell.snapshots.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
+        let (dir, engine, state, mark) = tokio::task::block_in_place(|| self.load(&file))?;
+        if mark.applied != meta.last_log_id {
+            return Err(io::Error::other("the snapshot's contents and its description differ"));
+        }
+        // Durable before it is state: the log before it is about to be purged.
+        self.shell.snapshots.installed(&file, meta)?;
+        self.saving.stop();
+        self.saving = Saving::start(state.saver(), self.shell.failure.clone());
+        self.state.replace(state);
+        self.engine = Flushed(engine);
+        let old = std::mem::replace(&mut self.engine_dir, dir);
+        // Not needed any more; if it can't be deleted now, the next start does.
+        let _ = std::fs::remove_dir_all(old);
+        self.mark = mark;
+        self.publish(&mut Vec::new());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        Ok(self.shell.snapshots.current())
+    }
+}
+
+/// Writes one snapshot, while entries go on being applied.
+pub struct Builder {
+    source: Option<SnapshotSource>,
+    mark: Mark,
+    snapshots: Arc<SnapshotStore>,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let source = self.source.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
+        let meta = SnapshotMeta {
+            last_log_id: self.mark.applied,
+            last_membership: self.mark.membership.clone(),
+        };
+        let snapshots = self.snapshots.clone();
+        tokio::task::spawn_blocking(move || snapshots.build(meta, source)).await.map_err(io::Error::other)?
+    }
+}
+
+/// The thread that saves behind apply.
+struct Saving {
+    saver: Arc<Saver>,
+    wake: Arc<(Mutex<()>, Condvar)>,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saving {
+    fn start(saver: Saver, failure: Failure) -> Self {
+        let saver = Arc::new(saver);
+        let wake = Arc::new((Mutex::new(()), Condvar::new()));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (saver, wake, stopping) = (saver.clone(), wake.clone(), stopping.clone());
+            std::thread::Builder::new()
+                .name("save".to_string())
+                .spawn(move || {
+                    if let Err(error) = save_until(&saver, &wake, &stopping) {
+                        failure.report(format!("cannot save the applied state: {error}"));
+                    }
+                })
+                .expect("the system has room for one more thread at start")
+        };
+        Saving { saver, wake, stopping, thread: Some(thread) }
+    }
+
+    async fn wait_below(&self, limit: usize) {
+        while self.saver.unsaved_bytes() > limit && !self.stopping.load(Ordering::Relaxed) {
+            self.wake.1.notify_all();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Saves what is left, and ends the thread.
+    fn stop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wake.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn save_until(
+    saver: &Saver,
+    wake: &(Mutex<()>, Condvar),
+    stopping: &AtomicBool,
+) -> Result<(), crate::storage::Error> {
+    loop {
+        let last = stopping.load(Ordering::Relaxed);
+        saver.save()?;
+        if last {
+            return Ok(());
+        }
+        if !saver.sweep(SWEEP_SLICE)? {
+            let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Woken early or late makes no difference: the loop looks for itself.
+            drop(wake.1.wait_timeout(guard, SAVE_INTERVAL));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::entry::new_log_id;
+
+    #[test]
+    fn a_mark_is_read_back_as_it_was() {
+        for applied in [None, Some(new_log_id(2, 3, 4))] {
+            let mark = Mark { applied, membership: StoredMembership::default() };
+            assert_eq!(Mark::decode(&mark.encode()).expect("read back"), mark);
+        }
+        assert!(Mark::decode(&Bytes::new()).is_err());
+        assert!(Mark::decode(&Bytes::from_static(&[1, 2, 3])).is_err());
+    }
+}

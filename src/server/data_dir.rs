@@ -1,0 +1,249 @@
+//! The data directory: who lives in it, in which format, and how it was left.
+//!
+//! ```text
+//! member.toml   format, member id, name, cluster id (0 until it belongs to one)
+//! lock          locked while a process uses the directory
+//! running       present while the member runs, or after it stopped without closing; holds the machine's boot id
+//! wal/          the log          snapshots/   snapshot files          state/<n>/   the applied state
+//! ```
+//!
+//! `running` tells whether the applied state may be continued from. After a clean stop it is gone. After a mere kill
+//! its boot id is this boot's, and what the engine wrote is in the machine's page cache or on disk. After a crash of
+//! the machine the boot id differs: sled's flush is no fsync, so its files may have lost anything.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+/// Of the directory as a whole; a member refuses a newer one.
+const FORMAT: u32 = 1;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct MemberFile {
+    format: u32,
+    /// Hexadecimal, as etcdctl prints ids.
+    member_id: String,
+    cluster_id: String,
+    name: String,
+}
+
+/// An opened and locked data directory.
+pub struct DataDir {
+    path: PathBuf,
+    member: Arc<Mutex<MemberFile>>,
+    trust_state: bool,
+    is_new: bool,
+    /// Released when the process ends, however it ends.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory of the member `name`, or makes it, with a new random id.
+    pub fn open(path: &Path, name: &str) -> anyhow::Result<DataDir> {
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("cannot create --data-dir {}: check the path and its permissions", path.display()))?;
+        let lock = lock(path)?;
+        let file = path.join("member.toml");
+        let is_new = !file.exists();
+        let member = match is_new {
+            true => create(path, name)?,
+            false => read(&file, path, name)?,
+        };
+        let trust_state = left_trustworthy(path);
+        mark_running(path).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
+        Ok(DataDir { path: path.to_path_buf(), member: Arc::new(Mutex::new(member)), trust_state, is_new, _lock: lock })
+    }
+
+    /// Whether the directory was made just now.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> anyhow::Result<u64> {
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        parse_id(&member.member_id)
+    }
+
+    /// The cluster's id, 0 while there is none.
+    pub fn cluster_id(&self) -> anyhow::Result<u64> {
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        parse_id(&member.cluster_id)
+    }
+
+    /// Makes the cluster's id durable.
+    pub fn persist_cluster_id(&self) -> impl Fn(u64) -> io::Result<()> + Send + Sync + use<> {
+        let (path, member) = (self.path.clone(), self.member.clone());
+        move |cluster_id| {
+            let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
+            member.cluster_id = format!("{cluster_id:x}");
+            write(&path, &member)
+        }
+    }
+
+    /// Whether the applied state may be continued from.
+    pub fn trust_state(&self) -> bool {
+        self.trust_state
+    }
+
+    /// A directory inside.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Everything was closed and is on disk.
+    pub fn mark_clean(&self) -> io::Result<()> {
+        std::fs::remove_file(self.path.join("running"))?;
+        sync_dir(&self.path)
+    }
+}
+
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.join("lock"))
+        .with_context(|| format!("cannot write to --data-dir {}: check its permissions", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("--data-dir {} is in use by another process: give each member its own", path.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock --data-dir"),
+    }
+}
+
+fn create(path: &Path, name: &str) -> anyhow::Result<MemberFile> {
+    if path.join("wal").exists() {
+        bail!(
+            "--data-dir {} holds a log but no member.toml: restore that file, or start with an empty directory",
+            path.display()
+        );
+    }
+    let member = MemberFile {
+        format: FORMAT,
+        member_id: format!("{:x}", random_id()),
+        cluster_id: "0".to_string(),
+        name: name.to_string(),
+    };
+    write(path, &member).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
+    Ok(member)
+}
+
+/// Never 0, which means "none" on the wire.
+pub fn random_id() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
+fn read(file: &Path, path: &Path, name: &str) -> anyhow::Result<MemberFile> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let Format { format } = toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+    if format > FORMAT {
+        bail!(
+            "--data-dir {} has format {format}, this version of pontoon knows up to {FORMAT}: use the newer version",
+            path.display()
+        );
+    }
+    let member: MemberFile = toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+    if member.name != name {
+        bail!(
+            "--data-dir {} belongs to member {:?}, but --name is {name:?}: use that member's own directory",
+            path.display(),
+            member.name
+        );
+    }
+    Ok(member)
+}
+
+/// Durable when it returns: a member must not take part under an id that it could forget.
+fn write(path: &Path, member: &MemberFile) -> io::Result<()> {
+    let text = toml::to_string(member).map_err(io::Error::other)?;
+    let temporary = path.join("member.toml.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path.join("member.toml"))?;
+    sync_dir(path)
+}
+
+fn left_trustworthy(path: &Path) -> bool {
+    match std::fs::read_to_string(path.join("running")) {
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+        Ok(boot) => !boot.is_empty() && Some(boot) == boot_id(),
+    }
+}
+
+fn mark_running(path: &Path) -> io::Result<()> {
+    let mut file = File::create(path.join("running"))?;
+    file.write_all(boot_id().unwrap_or_default().as_bytes())?;
+    file.sync_all()?;
+    sync_dir(path)
+}
+
+fn boot_id() -> Option<String> {
+    std::fs::read_to_string(BOOT_ID).ok()
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn parse_id(text: &str) -> anyhow::Result<u64> {
+    u64::from_str_radix(text, 16).with_context(|| format!("member.toml holds no id but {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(result: anyhow::Result<DataDir>) -> String {
+        format!("{:#}", result.err().expect("must be refused"))
+    }
+
+    #[test]
+    fn ids_are_kept_and_a_directory_serves_one_member_at_a_time() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = DataDir::open(dir.path(), "n1").expect("made");
+        let id = first.member_id().expect("an id");
+        assert!(first.is_new() && first.trust_state());
+        assert!(refusal(DataDir::open(dir.path(), "n1")).contains("in use by another process"));
+        first.persist_cluster_id()(77).expect("written");
+        drop(first);
+        assert!(refusal(DataDir::open(dir.path(), "n2")).contains("belongs to member \"n1\""));
+        let again = DataDir::open(dir.path(), "n1").expect("opened");
+        assert_eq!((again.member_id().expect("an id"), again.cluster_id().expect("an id")), (id, 77));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        drop(DataDir::open(dir.path(), "n1").expect("made"));
+        let file = dir.path().join("member.toml");
+        let text = std::fs::read_to_string(&file).expect("there").replace("format = 1", "format = 9");
+        std::fs::write(&file, text).expect("written");
+        assert!(refusal(DataDir::open(dir.path(), "n1")).contains("has format 9"));
+    }
+
+    #[test]
+    fn the_state_is_trusted_after_a_clean_stop_or_a_kill_but_not_after_a_reboot() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        drop(DataDir::open(dir.path(), "n1").expect("made")); // killed: `running` stays
+        let killed = DataDir::open(dir.path(), "n1").expect("opened");
+        assert!(killed.trust_state());
+        killed.mark_clean().expect("removed");
+        drop(killed);
+        assert!(left_trustworthy(dir.path()));
+        std::fs::write(dir.path().join("running"), "another boot").expect("written");
+        assert!(!DataDir::open(dir.path(), "n1").expect("opened").trust_state());
+    }
+}

@@ -1,0 +1,336 @@
+//! One running member: open, belong, serve, drain, close.
+//!
+//! Owns the tasks and clocks. Read top to bottom, [`run`] is the life of a member.
+
+pub mod bootstrap;
+pub mod data_dir;
+pub mod propose;
+pub mod read;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use self::bootstrap::Meeting;
+use self::data_dir::DataDir;
+use self::propose::{Limits, Proposer};
+use self::read::Barrier;
+use crate::api;
+use crate::config::Config;
+use crate::error::Error;
+use crate::pb::etcdserverpb::Member;
+use crate::pb::pontoon::command::{SetMember, command::Op, reply::Response};
+use crate::raft::Timing;
+use crate::raft::identity::Identity;
+use crate::raft::peer::{Introduction, PeerService};
+use crate::raft::replica::{Options, Replica};
+use crate::state::Reader;
+use crate::storage::fs::RealFs;
+
+/// How long requests under way may take once the member is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Between attempts to publish this member's addresses.
+const PUBLISH_RETRY: Duration = Duration::from_millis(200);
+/// Memory for the engine's own cache.
+const ENGINE_CACHE: u64 = 64 << 20;
+
+/// What the services see of a member. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    replica: Replica,
+    proposer: Proposer,
+    barrier: Barrier,
+}
+
+impl Server {
+    /// The replica underneath.
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Reads of the applied state here.
+    pub fn reader(&self) -> &Reader {
+        self.replica.reader()
+    }
+
+    /// What a linearizable read waits for.
+    pub fn barrier(&self) -> &Barrier {
+        &self.barrier
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.proposer.limits()
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.replica.identity().cluster_id()
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> u64 {
+        self.replica.identity().member_id()
+    }
+
+    /// Raft's term as this member knows it.
+    pub fn term(&self) -> u64 {
+        self.replica.term()
+    }
+
+    /// Changes the state, through the log.
+    pub async fn propose(&self, op: Op) -> Result<Response, Error> {
+        self.proposer.propose(op).await
+    }
+
+    /// Something local failed: this member stops.
+    pub fn fail(&self, reason: String) {
+        self.replica.failure().report(reason);
+    }
+
+    /// The members, as clients see them, by id.
+    pub fn members(&self) -> Vec<Member> {
+        let published: BTreeMap<u64, SetMember> =
+            self.reader().members().into_iter().map(|member| (member.id, member)).collect();
+        let (nodes, voters) = self.replica.membership();
+        let member = |(id, node): (u64, crate::raft::Node)| {
+            let published = published.get(&id).cloned();
+            let peer_urls = published.as_ref().map(|member| member.peer_urls.clone());
+            Member {
+                id,
+                name: published.as_ref().map(|member| member.name.clone()).unwrap_or_default(),
+                peer_ur_ls: peer_urls.unwrap_or_else(|| vec![node.peer_url]),
+                client_ur_ls: published.map(|member| member.client_urls).unwrap_or_default(),
+                is_learner: !voters.contains(&id),
+            }
+        };
+        nodes.into_iter().map(member).collect()
+    }
+}
+
+/// Runs a member until it is told to stop (then all is well) or has to (then the error says why).
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
+    let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
+    let data_dir = DataDir::open(&config.data_dir, &config.name)?;
+    let replica = open(&config, &data_dir).await?;
+    let introduction = introduction(&config);
+    let (stop, stopping) = watch::channel(false);
+
+    let peer_service = PeerService::server(replica.clone(), introduction.clone());
+    let peer_tasks = serve(peers, tonic::service::Routes::new(peer_service), &stopping);
+
+    let mut signals = Signals::new()?;
+    let outcome = tokio::select! {
+        outcome = serve_clients(&config, &replica, introduction, clients, &mut signals) => outcome,
+        reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
+    };
+    if outcome.is_err() {
+        // The disk or the log failed: nothing can be saved, and `running` stays, so that the next start looks closely.
+        return outcome;
+    }
+    stop.send_replace(true);
+    replica.close().await.context("cannot close the log")?;
+    drop(peer_tasks);
+    data_dir.mark_clean().context("cannot mark --data-dir as closed")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// From belonging to a cluster to having left it.
+async fn serve_clients(
+    config: &Config,
+    replica: &Replica,
+    introduction: Introduction,
+    listeners: Vec<TcpListener>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let meeting = Meeting {
+        introduction,
+        members: config.initial_cluster.clone(),
+        existing_only: config.initial_cluster_existing,
+    };
+    tokio::select! {
+        belongs = bootstrap::belong(replica, &meeting) => belongs?,
+        () = signals.stop() => return Ok(()),
+    }
+    let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
+    let server = Server {
+        replica: replica.clone(),
+        proposer: Proposer::new(replica.clone(), limits(config, timeout)),
+        barrier: Barrier::new(replica.clone(), timeout),
+    };
+    let publishing = tokio::spawn(publish(server.clone(), own_record(config, server.member_id())));
+    let addresses: Vec<String> = listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.to_string()).collect();
+    let (stop, stopping) = watch::channel(false);
+    let tasks = serve(listeners, api::routes(&server)?, &stopping);
+    tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
+    signals.stop().await;
+    tracing::info!("stopping: handing over and draining");
+    publishing.abort();
+    replica.hand_over().await;
+    stop.send_replace(true);
+    let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
+    if drained.is_err() {
+        tracing::warn!("requests still under way are cut off");
+    }
+    Ok(())
+}
+
+fn limits(config: &Config, timeout: Duration) -> Limits {
+    Limits {
+        request_bytes: config.max_request_bytes,
+        txn_ops: config.max_txn_ops,
+        in_flight: config.max_in_flight,
+        timeout,
+    }
+}
+
+async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
+    let identity =
+        Identity::new(data_dir.member_id()?, data_dir.cluster_id()?, Box::new(data_dir.persist_cluster_id()));
+    let options = Options {
+        wal_dir: data_dir.join("wal"),
+        snapshot_dir: data_dir.join("snapshots"),
+        state_dir: data_dir.join("state"),
+        fs: Arc::new(RealFs::default()),
+        trust_state: data_dir.trust_state(),
+        timing: Timing { heartbeat: config.heartbeat_interval, election: config.election_timeout },
+        snapshot_count: config.snapshot_count,
+        engine_cache: ENGINE_CACHE,
+        identity: Arc::new(identity),
+    };
+    Replica::open(options).await.with_context(|| format!("cannot open --data-dir {}", config.data_dir.display()))
+}
+
+fn introduction(config: &Config) -> Introduction {
+    let members = config.initial_cluster.iter();
+    let members: Vec<String> = members.map(|(name, urls)| format!("{name}={}", urls.join(";"))).collect();
+    Introduction {
+        name: config.name.clone(),
+        token: config.initial_cluster_token.clone(),
+        initial_cluster: members.join(","),
+    }
+}
+
+fn own_record(config: &Config, id: u64) -> SetMember {
+    SetMember {
+        id,
+        name: config.name.clone(),
+        peer_urls: config.initial_advertise_peer_urls.clone(),
+        client_urls: config.advertise_client_urls.clone(),
+    }
+}
+
+/// Tells the cluster this member's name and addresses, if it does not know them already.
+async fn publish(server: Server, own: SetMember) {
+    loop {
+        let known = server.barrier.pass().await.is_ok() && server.reader().members().contains(&own);
+        if known {
+            return;
+        }
+        if let Err(error) = server.propose(Op::SetMember(own.clone())).await {
+            tracing::debug!(%error, "cannot publish this member's addresses yet");
+            tokio::time::sleep(PUBLISH_RETRY).await;
+        }
+    }
+}
+
+/// Listens on every address that the URLs name.
+async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        let address = url.split_once("://").map_or(url.as_str(), |(_, address)| address).trim_end_matches('/');
+        let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
+            .await
+            .with_context(|| format!("{flag}: {url}: cannot resolve {address}"))?
+            .collect();
+        // A name such as localhost may stand for an IPv6 address that this machine does not have.
+        let mut problem = None;
+        let mut bound = false;
+        for address in resolved {
+            match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    listeners.push(listener);
+                    bound = true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                    bail!("{flag}: {address} is in use by another process: stop it, or choose another port")
+                }
+                Err(error) => problem = Some(error),
+            }
+        }
+        if !bound {
+            let problem = problem.map_or("it resolves to no address".to_string(), |error| error.to_string());
+            bail!("{flag}: cannot listen on {url}: {problem}");
+        }
+    }
+    Ok(listeners)
+}
+
+type Tasks = Vec<tokio::task::JoinHandle<()>>;
+
+/// Serves on all listeners until `stopping`; each task then ends when its last request did.
+fn serve(listeners: Vec<TcpListener>, routes: tonic::service::Routes, stopping: &watch::Receiver<bool>) -> Tasks {
+    let serve_one = |listener| {
+        let mut stopping = stopping.clone();
+        let routes = routes.clone();
+        tokio::spawn(async move {
+            let until = async move {
+                // An error means that the sender is gone, which is a stop too.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            };
+            let served = tonic::transport::Server::builder()
+                .tcp_nodelay(true)
+                .http2_adaptive_window(Some(false))
+                .initial_stream_window_size(4 << 20)
+                .initial_connection_window_size(8 << 20)
+                .http2_keepalive_interval(Some(Duration::from_secs(10)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+                .layer(api::LimitErrors)
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until)
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "a listener stopped");
+            }
+        })
+    };
+    listeners.into_iter().map(serve_one).collect()
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Returns at the first one; a second one ends the process at once.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        tokio::spawn(async {
+            if let Ok(mut again) = Signals::new() {
+                tokio::select! {
+                    _ = again.terminate.recv() => {}
+                    _ = again.interrupt.recv() => {}
+                }
+                std::process::exit(1);
+            }
+        });
+    }
+}

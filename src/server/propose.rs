@@ -1,0 +1,177 @@
+//! How a write enters the log: here if this member leads, else by one hop to the leader.
+//!
+//! A proposal that certainly was not made (no leader, the leader moved before it was sent) is made again until the
+//! request's time is up: a client sees an election as a slow write, not as an error. A proposal whose fate is unknown
+//! (the connection broke after it was sent) is never made again, as it may be applied already; the client is told so.
+//!
+//! Followers forward in batches: while some batches are under way, commands gather for the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::pb::pontoon::command::{Command, Header, command::Op, reply::Response};
+use crate::raft::Reply;
+use crate::raft::replica::{ProposeError, Replica};
+
+/// Commands in one forwarded batch at most, and their bytes: well below the peers' message limit.
+const BATCH_COMMANDS: usize = 512;
+const BATCH_BYTES: usize = 4 << 20;
+/// Batches under way to the leader at once.
+const BATCHES: usize = 8;
+/// After a refusal, the leader is looked for again at a change or after this long.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Limits on what may be proposed.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `--max-request-bytes`: size of one encoded command.
+    pub request_bytes: usize,
+    /// `--max-txn-ops`.
+    pub txn_ops: u32,
+    /// Requests under way at once; more are refused.
+    pub in_flight: usize,
+    /// How long a request may take in all.
+    pub timeout: Duration,
+}
+
+struct Waiting {
+    command: Bytes,
+    done: oneshot::Sender<Result<Reply, ProposeError>>,
+}
+
+/// Proposes commands. Cheap to clone.
+#[derive(Clone)]
+pub struct Proposer {
+    replica: Replica,
+    limits: Limits,
+    in_flight: Arc<Semaphore>,
+    forward: mpsc::Sender<Waiting>,
+}
+
+impl Proposer {
+    /// Starts the task that forwards; it ends with the last clone.
+    pub fn new(replica: Replica, limits: Limits) -> Self {
+        // Each waiting command belongs to a request that is counted in flight.
+        let (forward, queue) = mpsc::channel(limits.in_flight.max(1));
+        tokio::spawn(forward_batches(replica.clone(), queue, limits.timeout));
+        Proposer { replica, limits, in_flight: Arc::new(Semaphore::new(limits.in_flight)), forward }
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Proposes, and waits until the command is applied on the member that proposed it.
+    pub async fn propose(&self, op: Op) -> Result<Response, Error> {
+        let _permit = self.in_flight.try_acquire().map_err(|_| Error::TooManyRequests)?;
+        let command = self.encode(op)?;
+        let deadline = Instant::now() + self.limits.timeout;
+        loop {
+            match tokio::time::timeout_at(deadline, self.propose_once(command.clone())).await {
+                Ok(Ok(reply)) => return reply.0,
+                Ok(Err(ProposeError::Unknown(why))) => {
+                    tracing::debug!(%why, "a proposal's outcome is unknown");
+                    return Err(Error::TimeoutConnectionLost);
+                }
+                Ok(Err(ProposeError::NotProposed(_))) if Instant::now() + RETRY < deadline => self.look_again().await,
+                Ok(Err(ProposeError::NotProposed(_))) => return Err(Error::NoLeader),
+                Err(_) => return Err(Error::Timeout),
+            }
+        }
+    }
+
+    fn encode(&self, op: Op) -> Result<Bytes, Error> {
+        let header = Header {
+            id: rand::random(),
+            max_txn_ops: self.limits.txn_ops,
+            ..Header::default()
+        };
+        let command = Command { header: Some(header), op: Some(op) };
+        match command.encoded_len() > self.limits.request_bytes {
+            true => Err(Error::RequestTooLarge),
+            false => Ok(command.encode_to_vec().into()),
+        }
+    }
+
+    async fn propose_once(&self, command: Bytes) -> Result<Reply, ProposeError> {
+        if self.replica.leads() {
+            return self.replica.propose(command).await;
+        }
+        let (done, reply) = oneshot::channel();
+        let stopped = || ProposeError::NotProposed("this member is stopping".to_string());
+        self.forward.send(Waiting { command, done }).await.map_err(|_| stopped())?;
+        reply.await.map_err(|_| ProposeError::Unknown("this member is stopping".to_string()))?
+    }
+
+    async fn look_again(&self) {
+        // Whichever comes first; either way the leader is looked up anew.
+        let _ = tokio::time::timeout(RETRY, self.replica.changed()).await;
+    }
+}
+
+async fn forward_batches(replica: Replica, mut queue: mpsc::Receiver<Waiting>, limit: Duration) {
+    let slots = Arc::new(Semaphore::new(BATCHES));
+    let mut held = None;
+    while let Some(batch) = next_batch(&mut queue, &mut held).await {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let replica = replica.clone();
+        tokio::spawn(async move {
+            forward(&replica, batch, limit).await;
+            drop(slot);
+        });
+    }
+}
+
+/// Everything that is waiting, up to the bounds of a batch; `held` keeps what did not fit.
+async fn next_batch(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
+    let first = match held.take() {
+        Some(held) => held,
+        None => queue.recv().await?,
+    };
+    let mut bytes = first.command.len();
+    let mut batch = vec![first];
+    while batch.len() < BATCH_COMMANDS {
+        let Ok(next) = queue.try_recv() else { break };
+        bytes += next.command.len();
+        if bytes > BATCH_BYTES {
+            *held = Some(next);
+            break;
+        }
+        batch.push(next);
+    }
+    Some(batch)
+}
+
+async fn forward(replica: &Replica, batch: Vec<Waiting>, limit: Duration) {
+    let Some((leader, node)) = replica.leader() else {
+        return answer_all(batch, ProposeError::NotProposed("no leader is known".to_string()));
+    };
+    if leader == replica.identity().member_id() {
+        return answer_all(batch, ProposeError::NotProposed("this member leads now".to_string()));
+    }
+    let commands = batch.iter().map(|waiting| waiting.command.clone()).collect();
+    match replica.forward(leader, &node, commands, limit).await {
+        Ok(replies) => {
+            let mut replies = replies.into_iter();
+            for waiting in batch {
+                let missing = || Err(ProposeError::Unknown("the leader's answer is cut short".to_string()));
+                // A requester that gave up is no concern of the others.
+                let _ = waiting.done.send(replies.next().unwrap_or_else(missing));
+            }
+        }
+        Err(error) => answer_all(batch, error),
+    }
+}
+
+fn answer_all(batch: Vec<Waiting>, error: ProposeError) {
+    for waiting in batch {
+        let _ = waiting.done.send(Err(error.clone()));
+    }
+}

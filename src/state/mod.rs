@@ -1,0 +1,254 @@
+//! The replicated state machine: pure, synchronous, deterministic.
+//!
+//! [`State::apply`] takes one committed command and answers it. Whether a command is accepted is decided from the
+//! command and the state alone, never from who received it, the time, or how far this member has saved or reclaimed:
+//! so every member decides alike. (etcd refuses some transactions only on the member that received them, and members
+//! then differ: etcd-io/etcd#18667.)
+//!
+//! Two kinds of failure: an [`Error`] is the command's answer, the same everywhere; a [`storage::Error`] is local,
+//! and stops the member.
+//!
+//! Changes are visible to a [`Reader`] once they are sealed, with the shell's mark on them (`raft/state_machine.rs`).
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod check;
+mod cluster;
+mod range;
+mod txn;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+pub use check::{all_serializable, check_delete_range, check_put, check_range, check_txn, is_read_only};
+pub use range::ReadError;
+
+use crate::error::Error;
+use crate::mvcc::{Store, Versions, View, Write};
+use crate::pb::etcdserverpb::{
+    CompactionRequest, CompactionResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
+use crate::pb::mvccpb::Event;
+use crate::pb::pontoon::command::command::Op;
+use crate::pb::pontoon::command::reply::Response;
+use crate::pb::pontoon::command::{Command, Done, SetMember};
+use crate::storage::{self, Engine};
+
+pub use crate::mvcc::{Options, Saver, SnapshotSource};
+
+/// etcd's default for a command that carries no limit.
+const DEFAULT_TXN_OPS: u32 = 128;
+
+/// What follows from one command.
+#[derive(Debug)]
+pub struct Outcome {
+    /// For the proposer, if it waits on this member.
+    pub response: Result<Response, Error>,
+    /// What changed, in order; all at one main revision.
+    pub events: Vec<Event>,
+    /// The store's revision after the command.
+    pub revision: i64,
+}
+
+/// Why a command is not carried out.
+#[derive(Debug)]
+enum Failure {
+    /// Answered, alike on every member.
+    Refused(Error),
+    /// This member can't go on.
+    Local(storage::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+impl From<storage::Error> for Failure {
+    fn from(error: storage::Error) -> Self {
+        Failure::Local(error)
+    }
+}
+
+/// The state, owned by whoever applies.
+pub struct State {
+    store: Arc<Store>,
+    current: Arc<ArcSwap<Store>>,
+}
+
+impl State {
+    /// Opens what the engine holds; with the shell's mark of the last save, if there was one.
+    pub fn open(engine: Arc<dyn Engine>, options: Options) -> storage::Result<(State, Option<Bytes>)> {
+        let (store, mark) = Store::open(engine, options)?;
+        Ok((State::with(store), mark))
+    }
+
+    /// Rebuilds the state in an empty engine from the records of a [`SnapshotSource`]; with the shell's mark.
+    pub fn restore(
+        engine: Arc<dyn Engine>,
+        options: Options,
+        records: impl Iterator<Item = std::io::Result<Bytes>>,
+    ) -> storage::Result<(State, Bytes)> {
+        let (store, mark) = Store::restore(engine, options, records)?;
+        Ok((State::with(store), mark))
+    }
+
+    fn with(store: Arc<Store>) -> State {
+        State { current: Arc::new(ArcSwap::new(store.clone())), store }
+    }
+
+    /// Carries out one committed command. Readers see nothing of it before [`State::seal`].
+    ///
+    /// `index` is the command's place in the log. An error means that this member must stop.
+    pub fn apply(&mut self, index: u64, command: &Command) -> storage::Result<Outcome> {
+        let max_ops = match command.header.as_ref().map_or(0, |header| header.max_txn_ops) {
+            0 => DEFAULT_TXN_OPS,
+            max_ops => max_ops,
+        };
+        let mut write = self.store.write();
+        let response = match apply_op(&mut write, command.op.as_ref(), max_ops as usize) {
+            Ok(response) => Ok(response),
+            Err(Failure::Refused(error)) => {
+                // Commands are checked before they change anything; a half-made change must not become a revision.
+                assert!(!write.has_changes(), "command {index} was refused after it changed something: {error}");
+                Err(error)
+            }
+            Err(Failure::Local(error)) => return Err(error),
+        };
+        let (revision, events) = write.finish();
+        Ok(Outcome { response, events, revision })
+    }
+
+    /// Makes everything applied so far visible, as one point with the shell's mark on it.
+    pub fn seal(&mut self, mark: Bytes) {
+        self.store.seal(mark);
+    }
+
+    /// Sees what is sealed, of this state and of those that replace it.
+    pub fn reader(&self) -> Reader {
+        Reader { current: self.current.clone() }
+    }
+
+    /// For the one thread that saves behind apply.
+    pub fn saver(&self) -> Saver {
+        self.store.saver()
+    }
+
+    /// Everything as it is sealed now; writes go on meanwhile.
+    pub fn snapshot(&self) -> SnapshotSource {
+        self.store.snapshot()
+    }
+
+    /// Another state takes this one's place (a snapshot was installed). Reads under way finish on the old one.
+    pub fn replace(&mut self, other: State) {
+        self.store = other.store;
+        self.current.store(self.store.clone());
+    }
+}
+
+fn apply_op(write: &mut Write<'_>, op: Option<&Op>, max_ops: usize) -> Result<Response, Failure> {
+    match op {
+        Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request)?)),
+        Some(Op::DeleteRange(request)) => Ok(Response::DeleteRange(txn::delete_range(write, request)?)),
+        Some(Op::Txn(request)) => Ok(Response::Txn(txn::txn(write, request, max_ops)?)),
+        Some(Op::Compact(request)) => Ok(Response::Compact(compact(write, request)?)),
+        Some(Op::SetMember(member)) => {
+            cluster::set(write, member);
+            Ok(Response::Done(Done {}))
+        }
+        Some(Op::RemoveMember(member)) => {
+            cluster::remove(write, member.id);
+            Ok(Response::Done(Done {}))
+        }
+        // Of a newer version: nothing that this one knows how to do.
+        None => Ok(Response::Done(Done {})),
+    }
+}
+
+fn compact(write: &mut Write<'_>, request: &CompactionRequest) -> Result<CompactionResponse, Failure> {
+    if request.revision <= write.compacted() {
+        return Err(Error::Compacted.into());
+    }
+    if request.revision > write.revision() {
+        return Err(Error::FutureRevision.into());
+    }
+    write.compact(request.revision);
+    Ok(CompactionResponse { header: header(write.revision()) })
+}
+
+/// The state knows the revision; the service fills in the rest.
+fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..ResponseHeader::default() })
+}
+
+/// Reads of the sealed state. Cheap to clone, and stays valid when a snapshot is installed.
+#[derive(Clone)]
+pub struct Reader {
+    current: Arc<ArcSwap<Store>>,
+}
+
+impl Reader {
+    /// The store as it is now, for as long as the view is held.
+    pub fn view(&self) -> View {
+        self.current.load_full().view()
+    }
+
+    /// The newest revision that can be read.
+    pub fn revision(&self) -> i64 {
+        self.view().revision()
+    }
+
+    /// Below this nothing can be read; −1 before any compaction.
+    pub fn compacted(&self) -> i64 {
+        self.view().compacted()
+    }
+
+    /// A range, with a header that has the revision only.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        let view = self.view();
+        let at = range::revision_of(request, &view)?;
+        let mut response = range::range(&view, request, at)?;
+        response.header = header(view.revision());
+        Ok(response)
+    }
+
+    /// A transaction that only reads.
+    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
+        txn::read_txn(&self.view(), request)
+    }
+
+    /// Checksum of all that can be read at `revision` (0: now), the compacted revision, and the revision.
+    pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), ReadError> {
+        let view = self.view();
+        let request = RangeRequest { revision, ..RangeRequest::default() };
+        let at = range::revision_of(&request, &view)?;
+        Ok((view.hash(at)?, view.compacted(), at))
+    }
+
+    /// What members have published about themselves.
+    pub fn members(&self) -> Vec<SetMember> {
+        cluster::members(&self.current.load())
+    }
+
+    /// Bytes of all keys and values that are kept, of every revision.
+    pub fn logical_size(&self) -> u64 {
+        self.current.load().bytes()
+    }
+
+    /// Bytes that the engine takes on disk; 0 if it can't tell.
+    pub fn size_on_disk(&self) -> u64 {
+        self.current.load().size_on_disk().unwrap_or(0)
+    }
+
+    /// Up to which revision this member has reclaimed what compaction freed.
+    pub fn swept(&self) -> i64 {
+        self.current.load().swept()
+    }
+
+    /// Keys in the index: those that exist, and deleted ones that are not reclaimed yet.
+    pub fn key_count(&self) -> usize {
+        self.current.load().key_count()
+    }
+}

@@ -1,0 +1,80 @@
+//! Every key space of the engine's one tree: the whole disk layout of the applied state in one place.
+//!
+//! | prefix | key | value | example key |
+//! |---|---|---|---|
+//! | `b` | main u64, sub u32 of the block's first version, big-endian | a block of versions (`mvcc/block.rs`) | `b 0000000000000002 00000000` |
+//! | `m` | member id, big-endian | `pontoon.command.SetMember` | `m 00000000000000a7` |
+//! | `s` | nothing | the state's own mark: revision, compacted revision | `s` |
+//! | `z` | nothing | the shell's mark: applied log id and membership | `z` |
+//!
+//! Numbers are big-endian so that byte order is number order.
+
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+const BLOCK: u8 = b'b';
+const MEMBER: u8 = b'm';
+
+/// The state's own mark.
+pub const STATE_MARK: &[u8] = b"s";
+/// The shell's mark.
+pub const SHELL_MARK: &[u8] = b"z";
+
+/// The block whose first version is at `main`, `sub`.
+pub fn block(main: i64, sub: u32) -> Bytes {
+    let mut key = BytesMut::with_capacity(13);
+    key.put_u8(BLOCK);
+    key.put_i64(main);
+    key.put_u32(sub);
+    key.freeze()
+}
+
+/// Reads what [`block`] wrote.
+pub fn parse_block(key: &[u8]) -> Option<(i64, u32)> {
+    let (main, sub) = key.strip_prefix(&[BLOCK])?.split_at_checked(8)?;
+    Some((i64::from_be_bytes(main.try_into().ok()?), u32::from_be_bytes(sub.try_into().ok()?)))
+}
+
+/// All blocks.
+pub fn blocks() -> Range<Bytes> {
+    space(BLOCK)
+}
+
+/// A member's record.
+pub fn member(id: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u8(MEMBER);
+    key.put_u64(id);
+    key.freeze()
+}
+
+/// All members' records.
+pub fn members() -> Range<Bytes> {
+    space(MEMBER)
+}
+
+fn space(prefix: u8) -> Range<Bytes> {
+    Bytes::from(vec![prefix])..Bytes::from(vec![prefix + 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back_and_sort_as_their_numbers() {
+        assert_eq!(parse_block(&block(2, 7)), Some((2, 7)));
+        assert_eq!(parse_block(b"b123"), None);
+        let ordered = [block(1, 9), block(2, 0), block(2, 1), block(256, 0)];
+        assert!(ordered.is_sorted());
+        assert!(ordered.iter().all(|key| blocks().contains(key) && !members().contains(key)));
+        assert!(members().contains(&member(u64::MAX)));
+    }
+
+    #[test]
+    fn examples_of_the_table() {
+        assert_eq!(&block(2, 0)[..], b"b\0\0\0\0\0\0\0\x02\0\0\0\0");
+        assert_eq!(&member(0xa7)[..], b"m\0\0\0\0\0\0\0\xa7");
+    }
+}
