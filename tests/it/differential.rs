@@ -9,9 +9,11 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::join_all;
 use pontoon::pb::etcdserverpb::request_op::Request as Op;
 use pontoon::pb::etcdserverpb::{RequestOp, TxnRequest};
 
+use crate::support::cluster::Cluster;
 use crate::support::etcd::Etcd;
 use crate::support::generate::{Generator, Near};
 use crate::support::model::Model;
@@ -19,7 +21,7 @@ use crate::support::rpc::{Answer, Client, Request, is_read_only};
 use crate::support::ties::settle;
 
 /// How many requests a run makes by default.
-const REQUESTS: usize = 20_000;
+const REQUESTS: u64 = 20_000;
 
 /// Why a request is not sent, if it isn't.
 ///
@@ -155,52 +157,55 @@ fn from_env(name: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Sends the same requests to two stores; panics at the first difference.
-async fn compare(names: [&str; 2], mut left: Store, mut right: Store) {
+/// Sends the same requests to every store; panics at the first difference.
+async fn compare(mut stores: Vec<(String, Store)>) {
     let seed = from_env("PONTOON_SEED", 1);
-    let requests = from_env("PONTOON_REQUESTS", REQUESTS as u64);
+    let requests = from_env("PONTOON_REQUESTS", REQUESTS);
     let mut generator = Generator::new(seed);
     // Runs along only to know which revisions are interesting.
     let mut guide = Model::default();
     let mut coverage = Coverage::default();
     let mut sent = 0;
     while sent < requests {
-        let request = generator.request(Near {
-            revision: guide.revision(),
-            compacted: guide.compacted(),
-        });
+        let request = generator.request(Near { revision: guide.revision(), compacted: guide.compacted() });
         if excluded(&request).is_some() {
             continue;
         }
-        let (a, b) = tokio::join!(left.answer(&request), right.answer(&request));
-        let (a, b) = (settle(&request, a), settle(&request, b));
-        if a != b {
-            let [left, right] = names;
-            panic!("seed {seed}, request {sent}: {request:?}\n{left}: {a:?}\n{right}: {b:?}");
+        let answers = join_all(stores.iter_mut().map(|(_, store)| store.answer(&request))).await;
+        let answers: Vec<Answer> = answers.into_iter().map(|answer| settle(&request, answer)).collect();
+        if answers.iter().any(|answer| *answer != answers[0]) {
+            let said = |((name, _), answer): (&(String, Store), &Answer)| format!("{name}: {answer:?}\n");
+            let all: String = stores.iter().zip(&answers).map(said).collect();
+            panic!("seed {seed}, request {sent}: {request:?}\n{all}");
         }
         let _ = guide.answer(&request);
-        coverage.count(&request, &a);
+        coverage.count(&request, &answers[0]);
         sent += 1;
     }
-    println!(
-        "{} and {} gave the same answer to {sent} requests (seed {seed})",
-        names[0], names[1]
-    );
+    let names: Vec<&str> = stores.iter().map(|(name, _)| name.as_str()).collect();
+    println!("{} gave the same answers to {sent} requests (seed {seed})", names.join(" and "));
     coverage.check();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_model_answers_as_etcd_does() {
+async fn a_member_answers_as_the_model_and_etcd_do() {
+    let cluster = Cluster::start(1).await;
+    let mut stores = vec![
+        ("the model".to_string(), Store::Model(Box::default())),
+        ("a member".to_string(), Store::Server(cluster.client(0))),
+    ];
+    // Kept to the end: it ends when dropped.
+    let etcd = start_etcd().await;
+    if let Some(etcd) = &etcd {
+        stores.push((format!("etcd {}", etcd.version), Store::Server(etcd.client())));
+    }
+    compare(stores).await;
+}
+
+async fn start_etcd() -> Option<Etcd> {
     let Some(binary) = Etcd::find() else {
-        println!("skipped: no etcd on this machine");
-        return;
+        println!("no etcd on this machine: compared with the model alone");
+        return None;
     };
-    let etcd = Etcd::start(&binary).await;
-    println!("etcd {}", etcd.version);
-    compare(
-        ["model", "etcd"],
-        Store::Model(Box::default()),
-        Store::Server(etcd.client()),
-    )
-    .await;
+    Some(Etcd::start(&binary).await)
 }
