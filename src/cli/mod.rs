@@ -30,7 +30,11 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Where help goes; an error here could not be told anyway.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::BAD_ARGUMENTS) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(exit::BAD_ARGUMENTS)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     abort_on_panic();
@@ -104,7 +108,9 @@ fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
         "json" => false,
         _ => anyhow::bail!("--log-format {format:?}: auto, pretty or json"),
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match pretty {
         true => subscriber.with_target(false).init(),
         false => subscriber.json().flatten_event(true).init(),

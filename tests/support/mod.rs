@@ -3,8 +3,12 @@
 pub mod cluster;
 pub mod etcd;
 pub mod generate;
+pub mod history;
+pub mod linearize;
 pub mod model;
+pub mod order;
 pub mod process;
 pub mod proxy;
 pub mod rpc;
 pub mod ties;
+pub mod workload;
