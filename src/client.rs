@@ -50,7 +50,11 @@ pub struct Client {
 
 impl Client {
     /// For these endpoints, URLs or `host:port`. A connection may take `dial_timeout`, a call `timeout`.
-    pub fn new(endpoints: &[String], dial_timeout: Duration, timeout: Duration) -> Result<Client, ClientError> {
+    pub fn new(
+        endpoints: &[String],
+        dial_timeout: Duration,
+        timeout: Duration,
+    ) -> Result<Client, ClientError> {
         let url = |endpoint: &String| match endpoint.contains("://") {
             true => endpoint.clone(),
             false => format!("http://{endpoint}"),
@@ -59,7 +63,12 @@ impl Client {
         for endpoint in &endpoints {
             Endpoint::from_shared(endpoint.clone()).map_err(|_| ClientError::Address(endpoint.clone()))?;
         }
-        Ok(Client { endpoints, dial_timeout, timeout, connected: Mutex::new(None) })
+        Ok(Client {
+            endpoints,
+            dial_timeout,
+            timeout,
+            connected: Mutex::new(None),
+        })
     }
 
     /// The endpoints, as URLs.
@@ -69,27 +78,45 @@ impl Client {
 
     /// Reads a range.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, ClientError> {
-        self.call(true, request, |channel, request| async move { kv(channel).range(request).await }).await
+        self.call(true, request, |channel, request| async move {
+            kv(channel).range(request).await
+        })
+        .await
     }
 
     /// Sets a key.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, ClientError> {
-        self.call(false, request, |channel, request| async move { kv(channel).put(request).await }).await
+        self.call(false, request, |channel, request| async move {
+            kv(channel).put(request).await
+        })
+        .await
     }
 
     /// Deletes a range.
-    pub async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, ClientError> {
-        self.call(false, request, |channel, request| async move { kv(channel).delete_range(request).await }).await
+    pub async fn delete_range(
+        &self,
+        request: DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, ClientError> {
+        self.call(false, request, |channel, request| async move {
+            kv(channel).delete_range(request).await
+        })
+        .await
     }
 
     /// Compares and changes.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, ClientError> {
-        self.call(false, request, |channel, request| async move { kv(channel).txn(request).await }).await
+        self.call(false, request, |channel, request| async move {
+            kv(channel).txn(request).await
+        })
+        .await
     }
 
     /// Forgets old revisions.
     pub async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, ClientError> {
-        self.call(false, request, |channel, request| async move { kv(channel).compact(request).await }).await
+        self.call(false, request, |channel, request| async move {
+            kv(channel).compact(request).await
+        })
+        .await
     }
 
     /// The members.
@@ -140,7 +167,11 @@ impl Client {
 
     /// The connection in use, or one to the first endpoint that takes one.
     async fn connect(&self) -> Result<(usize, Channel), ClientError> {
-        let in_use = self.connected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let in_use = self
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let start = match in_use {
             Some((at, channel)) if at < self.endpoints.len() => return Ok((at, channel)),
             Some((after, _)) => after - self.endpoints.len(),
@@ -151,7 +182,8 @@ impl Client {
             let at = (start + step) % self.endpoints.len();
             match dial(&self.endpoints[at], self.dial_timeout).await {
                 Ok(channel) => {
-                    *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, channel.clone()));
+                    *self.connected.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some((at, channel.clone()));
                     return Ok((at, channel));
                 }
                 Err(error) => last = error,
@@ -172,17 +204,28 @@ impl Client {
 }
 
 fn kv(channel: Channel) -> KvClient<Channel> {
-    KvClient::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
+    KvClient::new(channel)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
 }
 
 async fn dial(url: &str, timeout: Duration) -> Result<Channel, ClientError> {
-    let endpoint = Endpoint::from_shared(url.to_string()).map_err(|_| ClientError::Address(url.to_string()))?;
-    endpoint.connect_timeout(timeout).tcp_nodelay(true).connect().await.map_err(|error| {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        let endpoint = url.trim_start_matches("http://").to_string();
-        ClientError::Unreachable { endpoint, cause: cause.to_string() }
-    })
+    let endpoint =
+        Endpoint::from_shared(url.to_string()).map_err(|_| ClientError::Address(url.to_string()))?;
+    endpoint
+        .connect_timeout(timeout)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(|error| {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            let endpoint = url.trim_start_matches("http://").to_string();
+            ClientError::Unreachable {
+                endpoint,
+                cause: cause.to_string(),
+            }
+        })
 }

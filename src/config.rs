@@ -31,35 +31,106 @@ struct Setting {
 }
 
 const fn served(name: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { name, default, help, effect: Effect::Served }
+    Setting {
+        name,
+        default,
+        help,
+        effect: Effect::Served,
+    }
 }
 
 const fn none_yet(name: &'static str) -> Setting {
-    Setting { name, default: "", help: "Accepted for etcd's sake; has no effect yet", effect: Effect::NoneYet }
+    Setting {
+        name,
+        default: "",
+        help: "Accepted for etcd's sake; has no effect yet",
+        effect: Effect::NoneYet,
+    }
 }
 
 const fn refused(name: &'static str) -> Setting {
-    Setting { name, default: "", help: "Refused: TLS is not supported yet", effect: Effect::Refused }
+    Setting {
+        name,
+        default: "",
+        help: "Refused: TLS is not supported yet",
+        effect: Effect::Refused,
+    }
 }
 
 const SETTINGS: &[Setting] = &[
     served("name", "default", "This member's name, unique in the cluster"),
-    served("data-dir", "", "Where this member keeps everything [default: <name>.pontoon]"),
-    served("listen-client-urls", "http://localhost:2379", "Where to listen for clients, comma-separated URLs"),
-    served("advertise-client-urls", "", "Where clients reach this member [default: the listen URLs]"),
-    served("listen-peer-urls", "http://localhost:2380", "Where to listen for the other members"),
-    served("initial-advertise-peer-urls", "", "Where the others reach this member [default: the listen URLs]"),
-    served("initial-cluster", "", "All members, the same on each: name=url,name=url [default: this member alone]"),
-    served("initial-cluster-token", "etcd-cluster", "Members with another token are strangers"),
-    served("initial-cluster-state", "new", "new; or existing: never found a cluster, only join one"),
-    served("heartbeat-interval", "100ms", "How often a leader is heard of (a number is milliseconds)"),
-    served("election-timeout", "1000ms", "How soon a dead leader is replaced, about (a number is milliseconds)"),
-    served("snapshot-count", "0", "Take a snapshot after so many entries too; 0: by bytes written only"),
+    served(
+        "data-dir",
+        "",
+        "Where this member keeps everything [default: <name>.pontoon]",
+    ),
+    served(
+        "listen-client-urls",
+        "http://localhost:2379",
+        "Where to listen for clients, comma-separated URLs",
+    ),
+    served(
+        "advertise-client-urls",
+        "",
+        "Where clients reach this member [default: the listen URLs]",
+    ),
+    served(
+        "listen-peer-urls",
+        "http://localhost:2380",
+        "Where to listen for the other members",
+    ),
+    served(
+        "initial-advertise-peer-urls",
+        "",
+        "Where the others reach this member [default: the listen URLs]",
+    ),
+    served(
+        "initial-cluster",
+        "",
+        "All members, the same on each: name=url,name=url [default: this member alone]",
+    ),
+    served(
+        "initial-cluster-token",
+        "etcd-cluster",
+        "Members with another token are strangers",
+    ),
+    served(
+        "initial-cluster-state",
+        "new",
+        "new; or existing: never found a cluster, only join one",
+    ),
+    served(
+        "heartbeat-interval",
+        "100ms",
+        "How often a leader is heard of (a number is milliseconds)",
+    ),
+    served(
+        "election-timeout",
+        "1000ms",
+        "How soon a dead leader is replaced, about (a number is milliseconds)",
+    ),
+    served(
+        "snapshot-count",
+        "0",
+        "Take a snapshot after so many entries too; 0: by bytes written only",
+    ),
     served("max-request-bytes", "1572864", "Largest request, in bytes"),
     served("max-txn-ops", "128", "Most operations in one transaction"),
-    served("max-in-flight", "5000", "Most writes under way at once; more get \"too many requests\""),
-    served("log-level", "info", "error, warn, info, debug, trace, or a tracing filter"),
-    served("log-format", "auto", "auto, pretty or json; auto: pretty on a terminal"),
+    served(
+        "max-in-flight",
+        "5000",
+        "Most writes under way at once; more get \"too many requests\"",
+    ),
+    served(
+        "log-level",
+        "info",
+        "error, warn, info, debug, trace, or a tracing filter",
+    ),
+    served(
+        "log-format",
+        "auto",
+        "auto, pretty or json; auto: pretty on a terminal",
+    ),
     none_yet("quota-backend-bytes"),
     none_yet("auto-compaction-mode"),
     none_yet("auto-compaction-retention"),
@@ -173,7 +244,10 @@ pub fn arguments(command: Command) -> Command {
             .require_equals(false)
             .action(ArgAction::Set)
     };
-    let file = Arg::new("config-file").long("config-file").value_name("FILE").help("Settings in TOML");
+    let file = Arg::new("config-file")
+        .long("config-file")
+        .value_name("FILE")
+        .help("Settings in TOML");
     let print = Arg::new("print-config")
         .long("print-config")
         .action(ArgAction::SetTrue)
@@ -187,19 +261,29 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Values {
     /// Gathers the values of all settings.
     pub fn gather(matches: &ArgMatches, environment: Environment<'_>) -> anyhow::Result<Values> {
-        let file = matches.get_one::<String>("config-file").cloned().or_else(|| environment("PONTOON_CONFIG_FILE"));
+        let file = matches
+            .get_one::<String>("config-file")
+            .cloned()
+            .or_else(|| environment("PONTOON_CONFIG_FILE"));
         let file = match file {
             Some(path) => read_file(Path::new(&path))?,
             None => BTreeMap::new(),
         };
         let value = |setting: &Setting| {
-            let flag = matches.get_one::<String>(setting.name).map(|value| (value.clone(), Origin::Flag));
+            let flag = matches
+                .get_one::<String>(setting.name)
+                .map(|value| (value.clone(), Origin::Flag));
             let from_file = || file.get(setting.name).cloned();
             flag.or_else(|| from_environment(setting.name, environment))
                 .or_else(from_file)
                 .unwrap_or_else(|| (setting.default.to_string(), Origin::Default))
         };
-        Ok(Values { values: SETTINGS.iter().map(|setting| (setting.name, value(setting))).collect() })
+        Ok(Values {
+            values: SETTINGS
+                .iter()
+                .map(|setting| (setting.name, value(setting)))
+                .collect(),
+        })
     }
 
     /// The value of a setting.
@@ -209,10 +293,17 @@ impl Values {
 
     /// What was set without an effect in this version, each with where.
     pub fn without_effect(&self) -> Vec<String> {
-        let unused = SETTINGS.iter().filter(|setting| setting.effect == Effect::NoneYet);
+        let unused = SETTINGS
+            .iter()
+            .filter(|setting| setting.effect == Effect::NoneYet);
         let set = unused.filter_map(|setting| {
             let (value, origin) = self.values.get(setting.name)?;
-            let line = || format!("--{} {value} ({origin}) is accepted, but has no effect yet", setting.name);
+            let line = || {
+                format!(
+                    "--{} {value} ({origin}) is accepted, but has no effect yet",
+                    setting.name
+                )
+            };
             (*origin != Origin::Default).then(line)
         });
         set.collect()
@@ -259,10 +350,16 @@ impl Values {
     }
 
     fn refuse(&self) -> anyhow::Result<()> {
-        for setting in SETTINGS.iter().filter(|setting| setting.effect == Effect::Refused) {
+        for setting in SETTINGS
+            .iter()
+            .filter(|setting| setting.effect == Effect::Refused)
+        {
             let is_set = !matches!(self.get(setting.name), "" | "false");
             if is_set {
-                bail!("{}: not supported yet; pontoon does not start rather than ignore it", self.said(setting.name));
+                bail!(
+                    "{}: not supported yet; pontoon does not start rather than ignore it",
+                    self.said(setting.name)
+                );
             }
         }
         Ok(())
@@ -292,7 +389,11 @@ impl Values {
     }
 
     fn urls(&self, name: &str) -> anyhow::Result<Vec<String>> {
-        let urls: Vec<String> = self.get(name).split(',').map(|url| url.trim().trim_end_matches('/').to_string()).collect();
+        let urls: Vec<String> = self
+            .get(name)
+            .split(',')
+            .map(|url| url.trim().trim_end_matches('/').to_string())
+            .collect();
         for url in &urls {
             check_url(url).with_context(|| self.said(name))?;
         }
@@ -305,8 +406,18 @@ impl Values {
             return self.urls(name);
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
-        Ok(listen.iter().map(|url| url.replace("://0.0.0.0:", &format!("://{host}:")).replace("://[::]:", &format!("://{host}:"))).collect())
+        let host = if host.trim().is_empty() {
+            "localhost"
+        } else {
+            host.trim()
+        };
+        Ok(listen
+            .iter()
+            .map(|url| {
+                url.replace("://0.0.0.0:", &format!("://{host}:"))
+                    .replace("://[::]:", &format!("://{host}:"))
+            })
+            .collect())
     }
 
     fn initial_cluster(&self, name: &str, own: &[String]) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
@@ -320,10 +431,16 @@ impl Values {
             let (name, url) = member.split_once('=').with_context(said)?;
             let url = url.trim().trim_end_matches('/');
             check_url(url).with_context(said)?;
-            members.entry(name.trim().to_string()).or_default().push(url.to_string());
+            members
+                .entry(name.trim().to_string())
+                .or_default()
+                .push(url.to_string());
         }
         if !members.contains_key(name) {
-            bail!("{}: this member, --name {name:?}, is not in it", self.said("initial-cluster"));
+            bail!(
+                "{}: this member, --name {name:?}, is not in it",
+                self.said("initial-cluster")
+            );
         }
         Ok(members)
     }
@@ -352,7 +469,12 @@ impl fmt::Display for Values {
         for setting in SETTINGS {
             let (value, origin) = &self.values[setting.name];
             if setting.effect == Effect::Served || *origin != Origin::Default {
-                writeln!(f, "{:<28} = {:<40} # {origin}", setting.name, format!("{value:?}"))?;
+                writeln!(
+                    f,
+                    "{:<28} = {:<40} # {origin}",
+                    setting.name,
+                    format!("{value:?}")
+                )?;
             }
         }
         Ok(())
@@ -360,11 +482,16 @@ impl fmt::Display for Values {
 }
 
 fn check_url(url: &str) -> anyhow::Result<()> {
-    let Some((scheme, address)) = url.split_once("://") else { bail!("{url:?} is not http://host:port") };
+    let Some((scheme, address)) = url.split_once("://") else {
+        bail!("{url:?} is not http://host:port")
+    };
     if scheme == "https" {
         bail!("{url:?}: https is not supported yet");
     }
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    let port = address
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty())
+        .map(|(_, port)| port.parse::<u16>());
     match (scheme, port) {
         ("http", Some(Ok(_))) => Ok(()),
         _ => bail!("{url:?} is not http://host:port"),
@@ -381,7 +508,9 @@ fn from_environment(name: &str, environment: Environment<'_>) -> Option<(String,
 
 fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, (String, Origin)>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config-file {}", path.display()))?;
-    let table: toml::Table = text.parse().with_context(|| format!("--config-file {}", path.display()))?;
+    let table: toml::Table = text
+        .parse()
+        .with_context(|| format!("--config-file {}", path.display()))?;
     let mut values = BTreeMap::new();
     for (key, value) in table {
         let place = format!("{}:{}", path.display(), line_of(&text, &key));
@@ -402,14 +531,21 @@ fn to_text(value: toml::Value) -> String {
 }
 
 fn line_of(text: &str, key: &str) -> usize {
-    text.lines().position(|line| line.trim_start().trim_start_matches(['"', '\'']).starts_with(key)).map_or(0, |at| at + 1)
+    text.lines()
+        .position(|line| line.trim_start().trim_start_matches(['"', '\'']).starts_with(key))
+        .map_or(0, |at| at + 1)
 }
 
 /// The setting that was meant, if one is close.
 fn suggestion(key: &str) -> String {
     let common = |name: &str| name.chars().zip(key.chars()).take_while(|(a, b)| a == b).count();
-    let closest = SETTINGS.iter().max_by_key(|setting| common(setting.name)).filter(|setting| common(setting.name) >= 3);
-    closest.map(|setting| format!(": is {:?} meant?", setting.name)).unwrap_or_default()
+    let closest = SETTINGS
+        .iter()
+        .max_by_key(|setting| common(setting.name))
+        .filter(|setting| common(setting.name) >= 3);
+    closest
+        .map(|setting| format!(": is {:?} meant?", setting.name))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -419,27 +555,48 @@ mod tests {
     fn gather(arguments_given: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Values> {
         let command = arguments(Command::new("serve"));
         let matches = command.try_get_matches_from([&["serve"], arguments_given].concat())?;
-        let get = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        let get = |name: &str| {
+            environment
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.to_string())
+        };
         Values::gather(&matches, &get)
     }
 
     fn refusal(arguments_given: &[&str]) -> String {
         let result = gather(arguments_given, &[]).and_then(|values| values.config());
-        format!("{:#}", result.err().expect("must be refused"))
+        format!("{:#}", result.expect_err("must be refused"))
     }
 
     #[test]
     fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), "name = \"f\"\nmax-txn-ops = 7\nheartbeat-interval = \"20ms\"\n").expect("written");
+        std::fs::write(
+            file.path(),
+            "name = \"f\"\nmax-txn-ops = 7\nheartbeat-interval = \"20ms\"\n",
+        )
+        .expect("written");
         let path = file.path().to_string_lossy().into_owned();
-        let environment = [("ETCD_NAME", "etcd"), ("PONTOON_NAME", "env"), ("ETCD_MAX_TXN_OPS", "9")];
+        let environment = [
+            ("ETCD_NAME", "etcd"),
+            ("PONTOON_NAME", "env"),
+            ("ETCD_MAX_TXN_OPS", "9"),
+        ];
         let values = gather(&["--config-file", &path, "--name", "flag"], &environment).expect("gathered");
         assert_eq!(values.get("name"), "flag");
         assert_eq!(values.get("max-txn-ops"), "9");
-        assert_eq!(values.config().expect("valid").heartbeat_interval, Duration::from_millis(20));
+        assert_eq!(
+            values.config().expect("valid").heartbeat_interval,
+            Duration::from_millis(20)
+        );
         let printed = values.to_string();
-        for origin in ["# flag", "# env ETCD_MAX_TXN_OPS", &format!("# {path}:3"), "# default"] {
+        for origin in [
+            "# flag",
+            "# env ETCD_MAX_TXN_OPS",
+            &format!("# {path}:3"),
+            "# default",
+        ] {
             assert!(printed.contains(origin), "{origin} in {printed}");
         }
         assert_eq!(gather(&[], &environment).expect("gathered").get("name"), "env");
@@ -449,20 +606,38 @@ mod tests {
     fn an_unknown_setting_in_the_file_is_an_error_with_its_line() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "\nheartbeat-intervall = 1\n").expect("written");
-        let error = gather(&["--config-file", &file.path().to_string_lossy()], &[]).err().expect("refused").to_string();
-        assert!(error.contains(":2: unknown setting") && error.contains("heartbeat-interval\" meant"), "{error}");
+        let error = gather(&["--config-file", &file.path().to_string_lossy()], &[])
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(
+            error.contains(":2: unknown setting") && error.contains("heartbeat-interval\" meant"),
+            "{error}"
+        );
     }
 
     #[test]
     fn bad_values_name_the_flag_the_value_and_what_is_allowed() {
         for (arguments_given, expected) in [
-            (&["--election-timeout", "300"][..], "--election-timeout \"300\" (flag): must be at least 5 times"),
-            (&["--initial-cluster", "a=http://h:1"], "this member, --name \"default\", is not in it"),
+            (
+                &["--election-timeout", "300"][..],
+                "--election-timeout \"300\" (flag): must be at least 5 times",
+            ),
+            (
+                &["--initial-cluster", "a=http://h:1"],
+                "this member, --name \"default\", is not in it",
+            ),
             (&["--listen-client-urls", "localhost"], "is not http://host:port"),
-            (&["--listen-peer-urls", "https://h:1"], "https is not supported yet"),
+            (
+                &["--listen-peer-urls", "https://h:1"],
+                "https is not supported yet",
+            ),
             (&["--initial-cluster-state", "old"], "new or existing"),
             (&["--max-txn-ops", "0"], "must be a number, 1 or more"),
-            (&["--heartbeat-interval", "soon"], "milliseconds, or such as 500ms"),
+            (
+                &["--heartbeat-interval", "soon"],
+                "milliseconds, or such as 500ms",
+            ),
             (&["--cert-file", "x"], "not supported yet"),
         ] {
             let error = refusal(arguments_given);

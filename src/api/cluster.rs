@@ -6,7 +6,8 @@ use super::{header, status, unimplemented};
 use crate::pb::etcdserverpb::cluster_server::Cluster as Service;
 use crate::pb::etcdserverpb::{
     MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
-    MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
+    MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
+    MemberUpdateResponse,
 };
 use crate::server::Server;
 
@@ -33,7 +34,10 @@ impl Service for Cluster {
         }
         // etcd leaves the revision out of this service's headers.
         let header = Some(header(&self.server, 0));
-        Ok(Response::new(MemberListResponse { header, members: self.server.members() }))
+        Ok(Response::new(MemberListResponse {
+            header,
+            members: self.server.members(),
+        }))
     }
 
     async fn member_add(&self, _: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {

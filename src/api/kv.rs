@@ -38,7 +38,8 @@ impl Kv {
         match error {
             ReadError::Refused(error) => status(error),
             ReadError::Local(error) => {
-                self.server.fail(format!("cannot read the applied state: {error}"));
+                self.server
+                    .fail(format!("cannot read the applied state: {error}"));
                 status(Error::Stopped)
             }
         }
@@ -48,7 +49,10 @@ impl Kv {
         if !state::all_serializable(request) {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        self.server.reader().read_txn(request).map_err(|error| self.read_error(error))
+        self.server
+            .reader()
+            .read_txn(request)
+            .map_err(|error| self.read_error(error))
     }
 
     async fn wait_reclaimed(&self, revision: i64) {
@@ -71,14 +75,21 @@ impl Service for Kv {
         if !request.serializable {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        let mut response = self.server.reader().range(&request).map_err(|error| self.read_error(error))?;
+        let mut response = self
+            .server
+            .reader()
+            .range(&request)
+            .map_err(|error| self.read_error(error))?;
         response.header = self.complete(response.header);
         Ok(Response::new(response))
     }
 
     type RangeStreamStream = futures::stream::Empty<Result<RangeStreamResponse, Status>>;
 
-    async fn range_stream(&self, _: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+    async fn range_stream(
+        &self,
+        _: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
         Err(unimplemented("/etcdserverpb.KV/RangeStream"))
     }
 
@@ -100,7 +111,12 @@ impl Service for Kv {
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let request = request.into_inner();
         state::check_delete_range(&request).map_err(status)?;
-        match self.server.propose(Op::DeleteRange(request)).await.map_err(status)? {
+        match self
+            .server
+            .propose(Op::DeleteRange(request))
+            .await
+            .map_err(status)?
+        {
             reply::Response::DeleteRange(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(Response::new(response))
@@ -124,7 +140,10 @@ impl Service for Kv {
         Ok(Response::new(response))
     }
 
-    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
         let request = request.into_inner();
         let (revision, physical) = (request.revision, request.physical);
         match self.server.propose(Op::Compact(request)).await.map_err(status)? {

@@ -54,11 +54,19 @@ const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 
 fn rewrite(headers: &mut HeaderMap) {
-    if headers.get("grpc-status").is_none_or(|status| status != OUT_OF_RANGE) {
+    if headers
+        .get("grpc-status")
+        .is_none_or(|status| status != OUT_OF_RANGE)
+    {
         return;
     }
-    let message = headers.get("grpc-message").and_then(|message| message.to_str().ok()).unwrap_or_default();
-    let Some((size, limit)) = sizes(message) else { return };
+    let message = headers
+        .get("grpc-message")
+        .and_then(|message| message.to_str().ok())
+        .unwrap_or_default();
+    let Some((size, limit)) = sizes(message) else {
+        return;
+    };
     let text = format!("grpc:%20received%20message%20larger%20than%20max%20({size}%20vs.%20{limit})");
     if let Ok(text) = HeaderValue::from_str(&text) {
         headers.insert("grpc-status", RESOURCE_EXHAUSTED);
@@ -91,7 +99,10 @@ mod tests {
         let mut large = headers("11", refusal);
         rewrite(&mut large);
         assert_eq!(large["grpc-status"], "8");
-        assert_eq!(large["grpc-message"], "grpc:%20received%20message%20larger%20than%20max%20(20%20vs.%2010)");
+        assert_eq!(
+            large["grpc-message"],
+            "grpc:%20received%20message%20larger%20than%20max%20(20%20vs.%2010)"
+        );
         let mut other = headers("11", "etcdserver: mvcc: required revision has been compacted");
         rewrite(&mut other);
         assert_eq!(other["grpc-status"], "11");

@@ -3,13 +3,13 @@
 use tonic::{Request, Response, Status};
 
 use super::{ETCD_VERSION, header, unimplemented};
+use crate::error::Error;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance as Service;
 use crate::pb::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
-    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest,
+    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
     MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
 };
-use crate::error::Error;
 use crate::server::Server;
 
 /// The Maintenance service.
@@ -52,7 +52,10 @@ impl Service for Maintenance {
         Err(unimplemented("/etcdserverpb.Maintenance/Alarm"))
     }
 
-    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+    async fn defragment(
+        &self,
+        _: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
         Err(unimplemented("/etcdserverpb.Maintenance/Defragment"))
     }
 
@@ -70,7 +73,10 @@ impl Service for Maintenance {
         Err(unimplemented("/etcdserverpb.Maintenance/Snapshot"))
     }
 
-    async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+    async fn move_leader(
+        &self,
+        _: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
         Err(unimplemented("/etcdserverpb.Maintenance/MoveLeader"))
     }
 

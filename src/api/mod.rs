@@ -36,12 +36,17 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
         .build_v1()?;
-    let routes = Routes::new(kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
-        .add_service(cluster.max_decoding_message_size(limit))
-        .add_service(maintenance.max_decoding_message_size(limit))
-        .add_service(health)
-        .add_service(reflection);
-    Ok(Routes::from(routes.into_axum_router().fallback(unimplemented_path)))
+    let routes = Routes::new(
+        kv.max_decoding_message_size(limit)
+            .max_encoding_message_size(usize::MAX),
+    )
+    .add_service(cluster.max_decoding_message_size(limit))
+    .add_service(maintenance.max_decoding_message_size(limit))
+    .add_service(health)
+    .add_service(reflection);
+    Ok(Routes::from(
+        routes.into_axum_router().fallback(unimplemented_path),
+    ))
 }
 
 /// Methods of services that are not served at all.

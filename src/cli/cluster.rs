@@ -23,8 +23,15 @@ const LAST_LINES: usize = 10;
 
 /// The arguments.
 pub fn command() -> Command {
-    let nodes = Arg::new("nodes").long("nodes").value_name("N").help("How many members, 1 to 7").default_value("3");
-    let dir = Arg::new("data-dir").long("data-dir").value_name("DIR").help("Where the members keep everything");
+    let nodes = Arg::new("nodes")
+        .long("nodes")
+        .value_name("N")
+        .help("How many members, 1 to 7")
+        .default_value("3");
+    let dir = Arg::new("data-dir")
+        .long("data-dir")
+        .value_name("DIR")
+        .help("Where the members keep everything");
     let port = Arg::new("base-port")
         .long("base-port")
         .value_name("PORT")
@@ -50,7 +57,9 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let nodes = *matches.get_one::<u16>("nodes").context("--nodes")?;
     let base = *matches.get_one::<u16>("base-port").context("--base-port")?;
     let dir = PathBuf::from(matches.get_one::<String>("data-dir").context("--data-dir")?);
-    let members: Vec<Member> = (0..nodes).map(|at| member(at, base, &dir)).collect::<anyhow::Result<_>>()?;
+    let members: Vec<Member> = (0..nodes)
+        .map(|at| member(at, base, &dir))
+        .collect::<anyhow::Result<_>>()?;
     check_ports(&members)?;
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create --data-dir {}", dir.display()))?;
     let mut children = Vec::new();
@@ -77,14 +86,25 @@ fn member(at: u16, base: u16, dir: &Path) -> anyhow::Result<Member> {
         _ if base < 10_000 => 30_000 + 10 * (at - 2),
         _ => 10 * at,
     };
-    let port = base.checked_add(offset).filter(|port| *port < u16::MAX).context("--base-port is too high")?;
+    let port = base
+        .checked_add(offset)
+        .filter(|port| *port < u16::MAX)
+        .context("--base-port is too high")?;
     let name = format!("node{}", at + 1);
-    Ok(Member { client_port: port, peer_port: port + 1, log: dir.join(format!("{name}.log")), name })
+    Ok(Member {
+        client_port: port,
+        peer_port: port + 1,
+        log: dir.join(format!("{name}.log")),
+        name,
+    })
 }
 
 /// Before anything is started, so that a taken port is named instead of met halfway.
 fn check_ports(members: &[Member]) -> anyhow::Result<()> {
-    for port in members.iter().flat_map(|member| [member.client_port, member.peer_port]) {
+    for port in members
+        .iter()
+        .flat_map(|member| [member.client_port, member.peer_port])
+    {
         if let Err(error) = TcpListener::bind(("127.0.0.1", port)) {
             bail!("port {port} is not free ({error}): stop what uses it, or choose others with --base-port");
         }
@@ -94,17 +114,34 @@ fn check_ports(members: &[Member]) -> anyhow::Result<()> {
 
 fn start(member: &Member, members: &[Member], dir: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(&member.log)?;
-    let all: Vec<String> =
-        members.iter().map(|member| format!("{}=http://127.0.0.1:{}", member.name, member.peer_port)).collect();
+    let all: Vec<String> = members
+        .iter()
+        .map(|member| format!("{}=http://127.0.0.1:{}", member.name, member.peer_port))
+        .collect();
     let client_url = format!("http://127.0.0.1:{}", member.client_port);
     let peer_url = format!("http://127.0.0.1:{}", member.peer_port);
     let mut process = Process::new(std::env::current_exe().context("cannot find the pontoon binary")?);
     process
         .arg("serve")
         .args(["--name", &member.name])
-        .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-        .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-        .args(["--initial-cluster", &all.join(","), "--initial-cluster-token", "pontoon-cluster"])
+        .args([
+            "--listen-client-urls",
+            &client_url,
+            "--advertise-client-urls",
+            &client_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+        ])
+        .args([
+            "--initial-cluster",
+            &all.join(","),
+            "--initial-cluster-token",
+            "pontoon-cluster",
+        ])
         .args(["--log-format", "pretty"])
         .arg("--data-dir")
         .arg(dir.join(&member.name))
@@ -138,7 +175,10 @@ async fn attend(members: &[Member], children: &mut [Child], dir: &Path) -> anyho
             Box::pin(async move { (place, at, child.wait().await) })
         });
         let ((place, at, status), _, _) = futures::future::select_all(exits).await;
-        report(&members[at], status.map(|status| status.to_string()).unwrap_or_default());
+        report(
+            &members[at],
+            status.map(|status| status.to_string()).unwrap_or_default(),
+        );
         alive.remove(place);
     }
     bail!("no member is left")
@@ -155,8 +195,16 @@ async fn wait_ready(members: &[Member]) {
 
 async fn answers(endpoint: &str) -> bool {
     let second = Duration::from_secs(1);
-    let Ok(client) = Client::new(&[endpoint.to_string()], second, second) else { return false };
-    client.range(RangeRequest { key: bytes::Bytes::from_static(b"health"), ..RangeRequest::default() }).await.is_ok()
+    let Ok(client) = Client::new(&[endpoint.to_string()], second, second) else {
+        return false;
+    };
+    client
+        .range(RangeRequest {
+            key: bytes::Bytes::from_static(b"health"),
+            ..RangeRequest::default()
+        })
+        .await
+        .is_ok()
 }
 
 async fn first_exit(children: &mut [Child]) -> (usize, String) {
@@ -166,22 +214,41 @@ async fn first_exit(children: &mut [Child]) -> (usize, String) {
 }
 
 fn banner(members: &[Member], children: &[Child], dir: &Path) {
-    println!("A cluster of {} is ready. Everything it keeps is in {}.\n", members.len(), dir.display());
+    println!(
+        "A cluster of {} is ready. Everything it keeps is in {}.\n",
+        members.len(),
+        dir.display()
+    );
     for (member, child) in members.iter().zip(children) {
-        println!("  {}  clients 127.0.0.1:{:<5}  process {}", member.name, member.client_port, child.id().unwrap_or(0));
+        println!(
+            "  {}  clients 127.0.0.1:{:<5}  process {}",
+            member.name,
+            member.client_port,
+            child.id().unwrap_or(0)
+        );
     }
-    let ports: Vec<String> = members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect();
+    let ports: Vec<String> = members
+        .iter()
+        .map(|member| format!("127.0.0.1:{}", member.client_port))
+        .collect();
     let last = ports.last().cloned().unwrap_or_default();
     println!("\nIn another terminal:");
     println!("  pontoon put hello world --endpoints {}", ports[0]);
     println!("  pontoon get hello --endpoints {last}");
-    println!("  pontoon endpoint status -w table --endpoints {}", ports.join(","));
+    println!(
+        "  pontoon endpoint status -w table --endpoints {}",
+        ports.join(",")
+    );
     println!("  kill -9 PROCESS      one member dies; the others carry on");
     println!("\nCtrl-C stops all of it; the same command starts it again.");
 }
 
 fn report(member: &Member, status: String) {
-    eprintln!("\n{} stopped ({status}). Its last words, from {}:", member.name, member.log.display());
+    eprintln!(
+        "\n{} stopped ({status}). Its last words, from {}:",
+        member.name,
+        member.log.display()
+    );
     let log = std::fs::read(&member.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().collect();
@@ -195,7 +262,11 @@ async fn stop(members: &[Member], mut children: Vec<Child>) {
     for child in &children {
         if let Some(id) = child.id() {
             // A member that is gone already needs no telling.
-            let _ = Process::new("kill").arg(id.to_string()).stderr(Stdio::null()).status().await;
+            let _ = Process::new("kill")
+                .arg(id.to_string())
+                .stderr(Stdio::null())
+                .status()
+                .await;
         }
     }
     for (member, child) in members.iter().zip(&mut children) {

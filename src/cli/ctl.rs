@@ -24,11 +24,17 @@ pub struct Failed {
 impl Failed {
     /// Wrong input.
     pub fn input(message: impl Into<String>) -> Self {
-        Failed { message: message.into(), code: exit::INVALID_INPUT }
+        Failed {
+            message: message.into(),
+            code: exit::INVALID_INPUT,
+        }
     }
 
     fn arguments(message: impl Into<String>) -> Self {
-        Failed { message: message.into(), code: exit::BAD_ARGUMENTS }
+        Failed {
+            message: message.into(),
+            code: exit::BAD_ARGUMENTS,
+        }
     }
 }
 
@@ -39,7 +45,10 @@ impl From<ClientError> for Failed {
             ClientError::Server(_) => exit::ERROR,
             ClientError::Address(_) => exit::BAD_ARGUMENTS,
         };
-        Failed { message: error.to_string(), code }
+        Failed {
+            message: error.to_string(),
+            code,
+        }
     }
 }
 
@@ -52,29 +61,52 @@ fn value(name: &'static str, help: &'static str) -> Arg {
 }
 
 fn number(name: &'static str, help: &'static str) -> Arg {
-    value(name, help).value_parser(clap::value_parser!(i64)).default_value("0").allow_negative_numbers(true)
+    value(name, help)
+        .value_parser(clap::value_parser!(i64))
+        .default_value("0")
+        .allow_negative_numbers(true)
 }
 
 fn positional(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).value_name(name.to_uppercase()).help(help).allow_hyphen_values(true)
+    Arg::new(name)
+        .value_name(name.to_uppercase())
+        .help(help)
+        .allow_hyphen_values(true)
 }
 
 /// The verbs, and the flags that all of them have.
 pub fn commands(command: Command) -> Command {
     let global = |arg: Arg| arg.global(true).help_heading("Options of all verbs");
     command
-        .arg(global(value("endpoints", "Members to ask, comma-separated").default_value("127.0.0.1:2379")))
-        .arg(global(value("dial-timeout", "How long a connection may take").default_value("800ms")))
-        .arg(global(value("command-timeout", "How long a call may take").default_value("10s")))
-        .arg(global(value("write-out", "simple, json, fields or table").short('w').default_value("simple")))
+        .arg(global(
+            value("endpoints", "Members to ask, comma-separated").default_value("127.0.0.1:2379"),
+        ))
+        .arg(global(
+            value("dial-timeout", "How long a connection may take").default_value("800ms"),
+        ))
+        .arg(global(
+            value("command-timeout", "How long a call may take").default_value("10s"),
+        ))
+        .arg(global(
+            value("write-out", "simple, json, fields or table")
+                .short('w')
+                .default_value("simple"),
+        ))
         .arg(global(flag("hex", "Print bytes in hexadecimal")))
         .subcommand(get_command())
         .subcommand(put_command())
         .subcommand(del_command())
-        .subcommand(Command::new("txn").about("Compare, then change: one transaction, read from stdin").arg(flag(
-            "interactive",
-            "Ask for the parts (also done when stdin is a terminal)",
-        ).short('i')))
+        .subcommand(
+            Command::new("txn")
+                .about("Compare, then change: one transaction, read from stdin")
+                .arg(
+                    flag(
+                        "interactive",
+                        "Ask for the parts (also done when stdin is a terminal)",
+                    )
+                    .short('i'),
+                ),
+        )
         .subcommand(
             Command::new("compaction")
                 .visible_alias("compact")
@@ -104,28 +136,55 @@ fn get_command() -> Command {
     Command::new("get")
         .about("Read a key or a range")
         .arg(positional("key", "The key").required(true))
-        .arg(positional("range_end", "Read up to this key, which is not included"))
+        .arg(positional(
+            "range_end",
+            "Read up to this key, which is not included",
+        ))
         .arg(flag("prefix", "All keys that begin with KEY"))
         .arg(flag("from-key", "All keys from KEY on"))
         .arg(number("limit", "Most pairs to print"))
         .arg(number("rev", "As of this revision"))
         .arg(value("order", "ASCEND or DESCEND").default_value(""))
         .arg(value("sort-by", "KEY, VERSION, CREATE, MODIFY or VALUE").default_value(""))
-        .arg(value("consistency", "l: linearizable, s: serializable, local and maybe stale").default_value("l"))
+        .arg(
+            value(
+                "consistency",
+                "l: linearizable, s: serializable, local and maybe stale",
+            )
+            .default_value("l"),
+        )
         .arg(flag("keys-only", "Keys only"))
-        .arg(flag("count-only", "The number of keys only (with -w fields or json)"))
+        .arg(flag(
+            "count-only",
+            "The number of keys only (with -w fields or json)",
+        ))
         .arg(flag("print-value-only", "Values only"))
-        .arg(number("min-mod-rev", "Only keys changed at or after this revision"))
-        .arg(number("max-mod-rev", "Only keys changed at or before this revision"))
-        .arg(number("min-create-rev", "Only keys created at or after this revision"))
-        .arg(number("max-create-rev", "Only keys created at or before this revision"))
+        .arg(number(
+            "min-mod-rev",
+            "Only keys changed at or after this revision",
+        ))
+        .arg(number(
+            "max-mod-rev",
+            "Only keys changed at or before this revision",
+        ))
+        .arg(number(
+            "min-create-rev",
+            "Only keys created at or after this revision",
+        ))
+        .arg(number(
+            "max-create-rev",
+            "Only keys created at or before this revision",
+        ))
 }
 
 fn put_command() -> Command {
     Command::new("put")
         .about("Set a key")
         .arg(positional("key", "The key").required(true))
-        .arg(positional("value", "The value; read from stdin if it is not given"))
+        .arg(positional(
+            "value",
+            "The value; read from stdin if it is not given",
+        ))
         .arg(value("lease", "Lease to attach the key to, in hexadecimal").default_value("0"))
         .arg(flag("prev-kv", "Print the pair as it was before"))
         .arg(flag("ignore-value", "Keep the value"))
@@ -136,7 +195,10 @@ fn del_command() -> Command {
     Command::new("del")
         .about("Delete a key or a range")
         .arg(positional("key", "The key").required(true))
-        .arg(positional("range_end", "Delete up to this key, which is not included"))
+        .arg(positional(
+            "range_end",
+            "Delete up to this key, which is not included",
+        ))
         .arg(flag("prefix", "All keys that begin with KEY"))
         .arg(flag("from-key", "All keys from KEY on"))
         .arg(flag("prev-kv", "Print the pairs as they were before"))
@@ -157,16 +219,32 @@ impl Context {
         let form = Form::parse(&form).ok_or_else(|| {
             Failed::arguments(format!("--write-out {form:?}: simple, json, fields or table"))
         })?;
-        let endpoints: Vec<String> = setting(matches, "endpoints").split(',').map(str::to_string).collect();
+        let endpoints: Vec<String> = setting(matches, "endpoints")
+            .split(',')
+            .map(str::to_string)
+            .collect();
         let dial_timeout = duration(matches, "dial-timeout")?;
         let timeout = duration(matches, "command-timeout")?;
         let client = Client::new(&endpoints, dial_timeout, timeout)?;
-        let pairs = Pairs { hex: matches.get_flag("hex"), ..Pairs::default() };
-        Ok(Context { client, form, pairs, dial_timeout, timeout })
+        let pairs = Pairs {
+            hex: matches.get_flag("hex"),
+            ..Pairs::default()
+        };
+        Ok(Context {
+            client,
+            form,
+            pairs,
+            dial_timeout,
+            timeout,
+        })
     }
 
     fn one(&self, endpoint: &str) -> Result<Client, Failed> {
-        Ok(Client::new(&[endpoint.to_string()], self.dial_timeout, self.timeout)?)
+        Ok(Client::new(
+            &[endpoint.to_string()],
+            self.dial_timeout,
+            self.timeout,
+        )?)
     }
 
     /// In the form asked for. There is no table for pairs, as in etcdctl.
@@ -175,7 +253,10 @@ impl Context {
             Form::Simple => write_out(&simple),
             Form::Json => write_out(format!("{}\n", json()).as_bytes()),
             Form::Fields => write_out(format::fields(&json()).as_bytes()),
-            Form::Table => Err(Failed { message: "table is not supported as output of this verb".to_string(), code: 4 }),
+            Form::Table => Err(Failed {
+                message: "table is not supported as output of this verb".to_string(),
+                code: 4,
+            }),
         }
     }
 }
@@ -185,10 +266,16 @@ fn setting(matches: &ArgMatches, name: &str) -> String {
     let typed = matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
     let upper = name.to_uppercase().replace('-', "_");
     let environment = || {
-        ["PONTOONCTL_", "ETCDCTL_"].iter().find_map(|prefix| std::env::var(format!("{prefix}{upper}")).ok())
+        ["PONTOONCTL_", "ETCDCTL_"]
+            .iter()
+            .find_map(|prefix| std::env::var(format!("{prefix}{upper}")).ok())
     };
     let given = matches.get_one::<String>(name).cloned().unwrap_or_default();
-    if typed { given } else { environment().unwrap_or(given) }
+    if typed {
+        given
+    } else {
+        environment().unwrap_or(given)
+    }
 }
 
 fn duration(matches: &ArgMatches, name: &str) -> Result<Duration, Failed> {
@@ -232,9 +319,10 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
 fn write_out(bytes: &[u8]) -> Result<(), Failed> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failed { message: format!("cannot write: {error}"), code: exit::ERROR })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failed {
+            message: format!("cannot write: {error}"),
+            code: exit::ERROR,
+        }),
         _ => Ok(()),
     }
 }
@@ -252,10 +340,14 @@ fn key_range(matches: &ArgMatches) -> Result<(Bytes, Bytes), Failed> {
     let (key, end) = (bytes(matches, "key"), bytes(matches, "range_end"));
     let (prefix, from_key) = (matches.get_flag("prefix"), matches.get_flag("from-key"));
     if prefix && from_key {
-        return Err(Failed::arguments("`--prefix` and `--from-key` cannot be set at the same time, choose one"));
+        return Err(Failed::arguments(
+            "`--prefix` and `--from-key` cannot be set at the same time, choose one",
+        ));
     }
     if (prefix || from_key) && !end.is_empty() {
-        return Err(Failed::arguments("RANGE_END goes with neither `--prefix` nor `--from-key`"));
+        return Err(Failed::arguments(
+            "RANGE_END goes with neither `--prefix` nor `--from-key`",
+        ));
     }
     let zero = || Bytes::from_static(b"\0");
     let or_all = |key: Bytes| if key.is_empty() { zero() } else { key };
@@ -280,12 +372,20 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 
 async fn get(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
     let (key, range_end) = key_range(matches)?;
-    let word = |name: &str| matches.get_one::<String>(name).map_or(String::new(), |word| word.to_uppercase());
+    let word = |name: &str| {
+        matches
+            .get_one::<String>(name)
+            .map_or(String::new(), |word| word.to_uppercase())
+    };
     let sort_order = match word("order").as_str() {
         "" => SortOrder::None,
         "ASCEND" => SortOrder::Ascend,
         "DESCEND" => SortOrder::Descend,
-        other => return Err(Failed::arguments(format!("bad sort order {other:?}: ASCEND or DESCEND"))),
+        other => {
+            return Err(Failed::arguments(format!(
+                "bad sort order {other:?}: ASCEND or DESCEND"
+            )));
+        }
     };
     let sort_target = match word("sort-by").as_str() {
         "" | "KEY" => SortTarget::Key,
@@ -293,16 +393,26 @@ async fn get(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
         "CREATE" => SortTarget::Create,
         "MODIFY" => SortTarget::Mod,
         "VALUE" => SortTarget::Value,
-        other => return Err(Failed::arguments(format!("bad sort target {other:?}: KEY, VERSION, CREATE, MODIFY or VALUE"))),
+        other => {
+            return Err(Failed::arguments(format!(
+                "bad sort target {other:?}: KEY, VERSION, CREATE, MODIFY or VALUE"
+            )));
+        }
     };
     let serializable = match word("consistency").as_str() {
         "L" => false,
         "S" => true,
-        other => return Err(Failed::arguments(format!("unknown consistency {other:?}: l or s"))),
+        other => {
+            return Err(Failed::arguments(format!(
+                "unknown consistency {other:?}: l or s"
+            )));
+        }
     };
     let (keys_only, count_only) = (matches.get_flag("keys-only"), matches.get_flag("count-only"));
     if keys_only && count_only {
-        return Err(Failed::arguments("`--keys-only` and `--count-only` cannot be set at the same time, choose one"));
+        return Err(Failed::arguments(
+            "`--keys-only` and `--count-only` cannot be set at the same time, choose one",
+        ));
     }
     let request = RangeRequest {
         key,
@@ -322,8 +432,13 @@ async fn get(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
     let response = context.client.range(request).await?;
     let values_only = matches.get_flag("print-value-only");
     // etcdctl prints an empty line for the missing value.
-    let pairs = Pairs { values_only, ..context.pairs };
-    context.print(format::simple_pairs(&response.kvs, pairs), || format::json_range(&response))
+    let pairs = Pairs {
+        values_only,
+        ..context.pairs
+    };
+    context.print(format::simple_pairs(&response.kvs, pairs), || {
+        format::json_range(&response)
+    })
 }
 
 async fn put(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
@@ -350,14 +465,22 @@ async fn put(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
         ignore_lease,
     };
     let response = context.client.put(request).await?;
-    context.print(format::simple_put(&response, context.pairs), || format::json_put(&response))
+    context.print(format::simple_put(&response, context.pairs), || {
+        format::json_put(&response)
+    })
 }
 
 async fn del(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
     let (key, range_end) = key_range(matches)?;
-    let request = DeleteRangeRequest { key, range_end, prev_kv: matches.get_flag("prev-kv") };
+    let request = DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv: matches.get_flag("prev-kv"),
+    };
     let response = context.client.delete_range(request).await?;
-    context.print(format::simple_delete(&response, context.pairs), || format::json_delete(&response))
+    context.print(format::simple_delete(&response, context.pairs), || {
+        format::json_delete(&response)
+    })
 }
 
 async fn txn_verb(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
@@ -366,13 +489,23 @@ async fn txn_verb(context: &Context, matches: &ArgMatches) -> Result<(), Failed>
     let lines = stdin.lock().lines().map_while(Result::ok);
     let request = txn::read(lines, asks)?;
     let response = context.client.txn(request).await?;
-    context.print(format::simple_txn(&response, context.pairs), || format::json_txn(&response))
+    context.print(format::simple_txn(&response, context.pairs), || {
+        format::json_txn(&response)
+    })
 }
 
 async fn compaction(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
     let text = matches.get_one::<String>("revision").cloned().unwrap_or_default();
-    let revision = text.parse().map_err(|error| Failed::arguments(format!("bad revision {text:?}: {error}")))?;
-    context.client.compact(CompactionRequest { revision, physical: matches.get_flag("physical") }).await?;
+    let revision = text
+        .parse()
+        .map_err(|error| Failed::arguments(format!("bad revision {text:?}: {error}")))?;
+    context
+        .client
+        .compact(CompactionRequest {
+            revision,
+            physical: matches.get_flag("physical"),
+        })
+        .await?;
     write_out(format!("compacted revision {revision}\n").as_bytes())
 }
 
@@ -389,7 +522,9 @@ async fn member_list(context: &Context) -> Result<(), Failed> {
 }
 
 fn comma_lines(rows: Vec<Vec<String>>) -> Vec<u8> {
-    rows.into_iter().flat_map(|row| format!("{}\n", row.join(", ")).into_bytes()).collect()
+    rows.into_iter()
+        .flat_map(|row| format!("{}\n", row.join(", ")).into_bytes())
+        .collect()
 }
 
 /// The endpoints given, or with `--cluster` those that the members advertise.
@@ -399,7 +534,10 @@ async fn endpoints(context: &Context, matches: &ArgMatches) -> Result<Vec<String
         return Ok(context.client.endpoints().iter().map(bare).collect());
     }
     let members = context.client.member_list().await?.members;
-    Ok(members.into_iter().flat_map(|member| member.client_ur_ls).collect())
+    Ok(members
+        .into_iter()
+        .flat_map(|member| member.client_ur_ls)
+        .collect())
 }
 
 async fn status(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed> {
@@ -417,20 +555,37 @@ async fn status(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fai
         }
     }
     let head = [
-        "Endpoint", "ID", "Version", "DB Size", "Is Leader", "Is Learner", "Raft Term", "Raft Index",
-        "Raft Applied Index", "Errors",
+        "Endpoint",
+        "ID",
+        "Version",
+        "DB Size",
+        "Is Leader",
+        "Is Learner",
+        "Raft Term",
+        "Raft Index",
+        "Raft Applied Index",
+        "Errors",
     ];
     match context.form {
         Form::Table => write_out(format!("{}\n", format::table(&head, rows)).as_bytes())?,
         _ => context.print(comma_lines(rows), || Value::Array(values))?,
     }
-    Ok(if failed { ExitCode::from(exit::ERROR) } else { ExitCode::SUCCESS })
+    Ok(if failed {
+        ExitCode::from(exit::ERROR)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// As etcdctl does: a read that needs a quorum.
 async fn check_health(client: &Client) -> Result<Duration, ClientError> {
     let started = Instant::now();
-    client.range(RangeRequest { key: Bytes::from_static(b"health"), ..RangeRequest::default() }).await?;
+    client
+        .range(RangeRequest {
+            key: Bytes::from_static(b"health"),
+            ..RangeRequest::default()
+        })
+        .await?;
     Ok(started.elapsed())
 }
 
@@ -438,7 +593,10 @@ async fn health(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fai
     let (mut rows, mut values, mut healthy) = (Vec::new(), Vec::new(), true);
     for endpoint in endpoints(context, matches).await? {
         let started = Instant::now();
-        let error = check_health(&context.one(&endpoint)?).await.err().map(|error| error.to_string());
+        let error = check_health(&context.one(&endpoint)?)
+            .await
+            .err()
+            .map(|error| error.to_string());
         let took = format!("{:?}", started.elapsed());
         healthy &= error.is_none();
         if context.form == Form::Simple {

@@ -51,7 +51,10 @@ pub struct Pairs {
 
 fn text(bytes: &Bytes, hex: bool) -> Vec<u8> {
     match hex {
-        true => bytes.iter().flat_map(|byte| format!("\\x{byte:02x}").into_bytes()).collect(),
+        true => bytes
+            .iter()
+            .flat_map(|byte| format!("\\x{byte:02x}").into_bytes())
+            .collect(),
         false => bytes.to_vec(),
     }
 }
@@ -74,7 +77,11 @@ pub fn simple_pairs(kvs: &[KeyValue], pairs: Pairs) -> Vec<u8> {
 
 /// A transaction's answer.
 pub fn simple_txn(response: &TxnResponse, pairs: Pairs) -> Vec<u8> {
-    let mut out = if response.succeeded { b"SUCCESS\n".to_vec() } else { b"FAILURE\n".to_vec() };
+    let mut out = if response.succeeded {
+        b"SUCCESS\n".to_vec()
+    } else {
+        b"FAILURE\n".to_vec()
+    };
     for op in &response.responses {
         out.push(b'\n');
         match &op.response {
@@ -113,7 +120,11 @@ fn object(fields: Vec<(&str, Value)>) -> Value {
         Value::Object(_) => false,
     };
     let fields = fields.into_iter().filter(|(_, value)| !empty(value));
-    Value::Object(fields.map(|(name, value)| (name.to_string(), value)).collect::<Map<_, _>>())
+    Value::Object(
+        fields
+            .map(|(name, value)| (name.to_string(), value))
+            .collect::<Map<_, _>>(),
+    )
 }
 
 fn base64(bytes: &Bytes) -> Value {
@@ -159,7 +170,10 @@ pub fn json_range(response: &RangeResponse) -> Value {
 /// A put's answer.
 pub fn json_put(response: &PutResponse) -> Value {
     let prev_kv = response.prev_kv.as_ref().map_or(Value::Null, json_kv);
-    object(vec![("header", json_header(response.header.as_ref())), ("prev_kv", prev_kv)])
+    object(vec![
+        ("header", json_header(response.header.as_ref())),
+        ("prev_kv", prev_kv),
+    ])
 }
 
 /// A delete's answer.
@@ -238,7 +252,11 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
 /// The members, one a row.
 pub fn member_rows(response: &MemberListResponse) -> Vec<Vec<String>> {
     let row = |member: &Member| {
-        let status = if member.name.is_empty() { "unstarted" } else { "started" };
+        let status = if member.name.is_empty() {
+            "unstarted"
+        } else {
+            "started"
+        };
         vec![
             format!("{:x}", member.id),
             status.to_string(),
@@ -276,7 +294,11 @@ fn size(bytes: i64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 || value >= 10.0 { format!("{value:.0} {}", units[unit]) } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 || value >= 10.0 {
+        format!("{value:.0} {}", units[unit])
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 /// One field a line, from the JSON form.
@@ -288,10 +310,15 @@ pub fn fields(value: &Value) -> String {
 
 fn add_fields(name: &str, value: &Value, out: &mut String) {
     match value {
-        Value::Object(fields) => fields.iter().for_each(|(name, value)| add_fields(&field_name(name), value, out)),
+        Value::Object(fields) => fields
+            .iter()
+            .for_each(|(name, value)| add_fields(&field_name(name), value, out)),
         Value::Array(values) => values.iter().for_each(|value| add_fields(name, value, out)),
         Value::String(text) => {
-            let decoded = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let decoded = STANDARD
+                .decode(text)
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok());
             let text = match name {
                 "Key" | "Value" => decoded.unwrap_or_else(|| text.clone()),
                 _ => text.clone(),
@@ -328,8 +355,18 @@ mod tests {
 
     #[test]
     fn json_is_what_etcdctl_prints() {
-        let header = ResponseHeader { cluster_id: 1, member_id: 2, revision: 3, raft_term: 4 };
-        let response = RangeResponse { header: Some(header), kvs: vec![kv()], more: false, count: 1 };
+        let header = ResponseHeader {
+            cluster_id: 1,
+            member_id: 2,
+            revision: 3,
+            raft_term: 4,
+        };
+        let response = RangeResponse {
+            header: Some(header),
+            kvs: vec![kv()],
+            more: false,
+            count: 1,
+        };
         assert_eq!(
             json_range(&response).to_string(),
             r#"{"header":{"cluster_id":1,"member_id":2,"revision":3,"raft_term":4},"kvs":[{"key":"aw==","create_revision":2,"mod_revision":3,"version":2,"value":"dg=="}],"count":1}"#
@@ -340,14 +377,38 @@ mod tests {
     fn pairs_in_lines() {
         let both = Pairs::default();
         assert_eq!(simple_pairs(&[kv()], both), b"k\nv\n");
-        assert_eq!(simple_pairs(&[kv()], Pairs { values_only: true, ..both }), b"v\n");
-        assert_eq!(simple_pairs(&[kv()], Pairs { hex: true, ..both }), b"\\x6b\n\\x76\n");
-        assert_eq!(simple_delete(&DeleteRangeResponse { deleted: 3, ..Default::default() }, both), b"3\n");
+        assert_eq!(
+            simple_pairs(
+                &[kv()],
+                Pairs {
+                    values_only: true,
+                    ..both
+                }
+            ),
+            b"v\n"
+        );
+        assert_eq!(
+            simple_pairs(&[kv()], Pairs { hex: true, ..both }),
+            b"\\x6b\n\\x76\n"
+        );
+        assert_eq!(
+            simple_delete(
+                &DeleteRangeResponse {
+                    deleted: 3,
+                    ..Default::default()
+                },
+                both
+            ),
+            b"3\n"
+        );
     }
 
     #[test]
     fn sizes_and_fields() {
-        assert_eq!([size(20480), size(999), size(1_500_000)], ["20 kB", "999 B", "1.5 MB"]);
+        assert_eq!(
+            [size(20480), size(999), size(1_500_000)],
+            ["20 kB", "999 B", "1.5 MB"]
+        );
         assert!(fields(&json_kv(&kv())).starts_with("\"Key\" : \"k\"\n\"CreateRevision\" : 2\n"));
     }
 }

@@ -30,7 +30,11 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Where help goes; an error here could not be told anyway.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(exit::BAD_ARGUMENTS) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(exit::BAD_ARGUMENTS)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     abort_on_panic();
@@ -92,8 +96,9 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
 fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => filter,
-        // openraft tells every step at info; what matters of it we say ourselves.
-        Err(_) if !level.contains(['=', ',']) => format!("{level},openraft=error,sled=warn,h2=warn"),
+        // openraft tells every step, and every request that its caller gave up, as an error; what matters of it we
+        // see in its metrics and say ourselves.
+        Err(_) if !level.contains(['=', ',']) => format!("{level},openraft=off,sled=warn,h2=warn"),
         Err(_) => level.to_string(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
@@ -104,7 +109,9 @@ fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
         "json" => false,
         _ => anyhow::bail!("--log-format {format:?}: auto, pretty or json"),
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match pretty {
         true => subscriber.with_target(false).init(),
         false => subscriber.json().flatten_event(true).init(),

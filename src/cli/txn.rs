@@ -22,12 +22,28 @@ pub fn read(mut lines: impl Iterator<Item = String>, asks: bool) -> Result<TxnRe
         if asks {
             eprintln!("{question}:");
         }
-        lines.by_ref().take_while(|line| !line.trim().is_empty()).collect()
+        lines
+            .by_ref()
+            .take_while(|line| !line.trim().is_empty())
+            .collect()
     };
-    let compare = part("compares").iter().map(|line| parse_compare(line)).collect::<Result<_, _>>()?;
-    let success = part("success requests (get, put, del)").iter().map(|line| parse_op(line)).collect::<Result<_, _>>()?;
-    let failure = part("failure requests (get, put, del)").iter().map(|line| parse_op(line)).collect::<Result<_, _>>()?;
-    Ok(TxnRequest { compare, success, failure })
+    let compare = part("compares")
+        .iter()
+        .map(|line| parse_compare(line))
+        .collect::<Result<_, _>>()?;
+    let success = part("success requests (get, put, del)")
+        .iter()
+        .map(|line| parse_op(line))
+        .collect::<Result<_, _>>()?;
+    let failure = part("failure requests (get, put, del)")
+        .iter()
+        .map(|line| parse_op(line))
+        .collect::<Result<_, _>>()?;
+    Ok(TxnRequest {
+        compare,
+        success,
+        failure,
+    })
 }
 
 fn bad(what: &str, line: &str) -> Failed {
@@ -55,7 +71,10 @@ fn parse_compare(line: &str) -> Result<Compare, Failed> {
         "ver" | "version" => (CompareTarget::Version, TargetUnion::Version(number()?)),
         "c" | "create" => (CompareTarget::Create, TargetUnion::CreateRevision(number()?)),
         "m" | "mod" => (CompareTarget::Mod, TargetUnion::ModRevision(number()?)),
-        "val" | "value" => (CompareTarget::Value, TargetUnion::Value(Bytes::from(operand.clone()))),
+        "val" | "value" => (
+            CompareTarget::Value,
+            TargetUnion::Value(Bytes::from(operand.clone())),
+        ),
         "lease" => {
             let lease = i64::from_str_radix(&operand, 16).map_err(|_| malformed())?;
             (CompareTarget::Lease, TargetUnion::Lease(lease))
@@ -78,8 +97,12 @@ fn parse_op(line: &str) -> Result<RequestOp, Failed> {
     let verb = words.next().ok_or_else(malformed)?;
     let (flags, plain): (Vec<String>, Vec<String>) = words.partition(|word| word.starts_with("--"));
     let has = |flag: &str| flags.iter().any(|given| given == flag);
-    let unknown = flags.iter().any(|flag| !["--prefix", "--from-key", "--prev-kv", "--keys-only"].contains(&flag.as_str()));
-    let (1..=2, false) = (plain.len(), unknown) else { return Err(malformed()) };
+    let unknown = flags
+        .iter()
+        .any(|flag| !["--prefix", "--from-key", "--prev-kv", "--keys-only"].contains(&flag.as_str()));
+    let (1..=2, false) = (plain.len(), unknown) else {
+        return Err(malformed());
+    };
     let key = Bytes::from(plain[0].clone());
     let second = plain.get(1).cloned().map(Bytes::from);
     let range_end = match (has("--prefix"), has("--from-key")) {
@@ -91,7 +114,12 @@ fn parse_op(line: &str) -> Result<RequestOp, Failed> {
     let request = match verb.as_str() {
         "put" => {
             let value = second.ok_or_else(malformed)?;
-            Request::RequestPut(PutRequest { key, value, prev_kv, ..PutRequest::default() })
+            Request::RequestPut(PutRequest {
+                key,
+                value,
+                prev_kv,
+                ..PutRequest::default()
+            })
         }
         "get" => Request::RequestRange(RangeRequest {
             key,
@@ -99,10 +127,16 @@ fn parse_op(line: &str) -> Result<RequestOp, Failed> {
             keys_only: has("--keys-only"),
             ..RangeRequest::default()
         }),
-        "del" => Request::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv }),
+        "del" => Request::RequestDeleteRange(DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv,
+        }),
         _ => return Err(malformed()),
     };
-    Ok(RequestOp { request: Some(request) })
+    Ok(RequestOp {
+        request: Some(request),
+    })
 }
 
 /// Words as a shell splits them: quotes keep spaces, a backslash keeps what follows.
@@ -144,19 +178,36 @@ mod tests {
     #[test]
     fn a_transaction_is_read_as_etcdctl_writes_it() {
         let text = "value(\"k\") = \"a b\"\nmod(\"k\") > \"3\"\n\nput k \"c d\"\nget --prefix k\n\ndel k\n";
-        let txn = read(text.lines().map(str::to_string), false).ok().expect("well formed");
-        assert_eq!((txn.compare.len(), txn.success.len(), txn.failure.len()), (2, 2, 1));
-        assert_eq!(txn.compare[0].target_union, Some(TargetUnion::Value(Bytes::from_static(b"a b"))));
+        let txn = read(text.lines().map(str::to_string), false)
+            .ok()
+            .expect("well formed");
+        assert_eq!(
+            (txn.compare.len(), txn.success.len(), txn.failure.len()),
+            (2, 2, 1)
+        );
+        assert_eq!(
+            txn.compare[0].target_union,
+            Some(TargetUnion::Value(Bytes::from_static(b"a b")))
+        );
         assert_eq!(txn.compare[1].target_union, Some(TargetUnion::ModRevision(3)));
-        let Some(Request::RequestPut(put)) = &txn.success[0].request else { panic!("not a put") };
+        let Some(Request::RequestPut(put)) = &txn.success[0].request else {
+            panic!("not a put")
+        };
         assert_eq!(put.value, &b"c d"[..]);
-        let Some(Request::RequestRange(get)) = &txn.success[1].request else { panic!("not a get") };
+        let Some(Request::RequestRange(get)) = &txn.success[1].request else {
+            panic!("not a get")
+        };
         assert_eq!((&get.key[..], &get.range_end[..]), (&b"k"[..], &b"l"[..]));
     }
 
     #[test]
     fn what_is_malformed_is_refused() {
-        for line in ["value(k = 1", "size(\"k\") = \"1\"", "mod(\"k\") = \"x\"", "mod(\"k\") ~ \"1\""] {
+        for line in [
+            "value(k = 1",
+            "size(\"k\") = \"1\"",
+            "mod(\"k\") = \"x\"",
+            "mod(\"k\") ~ \"1\"",
+        ] {
             assert!(parse_compare(line).is_err(), "{line}");
         }
         for line in ["put k", "fetch k", "get", "get k l m", "get --all k"] {
@@ -166,6 +217,9 @@ mod tests {
 
     #[test]
     fn quotes_keep_words_together() {
-        assert_eq!(words(r#"put "a b" 'c "d' e\ f "" "#), ["put", "a b", "c \"d", "e f", ""]);
+        assert_eq!(
+            words(r#"put "a b" 'c "d' e\ f "" "#),
+            ["put", "a b", "c \"d", "e f", ""]
+        );
     }
 }

@@ -50,7 +50,11 @@ impl Version {
         }
         let (main, sub, tombstone) = (bytes.get_i64_le(), bytes.get_u32_le(), bytes.get_u8() != 0);
         let kv = KeyValue::decode(bytes).map_err(|error| corrupt(&error.to_string()))?;
-        Ok(Version { revision: Revision { main, sub }, tombstone, kv })
+        Ok(Version {
+            revision: Revision { main, sub },
+            tombstone,
+            kv,
+        })
     }
 }
 
@@ -88,8 +92,7 @@ impl Block {
         Ok(Block { offsets, body: bytes })
     }
 
-    /// How many versions there are.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.offsets.len() / 4
     }
 
@@ -145,16 +148,28 @@ mod tests {
             mod_revision: main,
             ..KeyValue::default()
         };
-        Version { revision: Revision { main, sub }, tombstone: main % 3 == 0, kv }
+        Version {
+            revision: Revision { main, sub },
+            tombstone: main % 3 == 0,
+            kv,
+        }
     }
 
     #[test]
     fn versions_are_found_in_the_block_that_holds_them() {
-        let versions: Vec<Version> = (2..40).flat_map(|main| [version(main, 0), version(main, 1)]).collect();
+        let versions: Vec<Version> = (2..40)
+            .flat_map(|main| [version(main, 0), version(main, 1)])
+            .collect();
         let block = Block::parse(encode(&versions)).expect("whole");
-        assert_eq!(block.versions().collect::<Result<Vec<_>>>().expect("whole"), versions);
+        assert_eq!(
+            block.versions().collect::<Result<Vec<_>>>().expect("whole"),
+            versions
+        );
         for version in &versions {
-            assert_eq!(block.find(version.revision).expect("whole").as_ref(), Some(version));
+            assert_eq!(
+                block.find(version.revision).expect("whole").as_ref(),
+                Some(version)
+            );
         }
         assert_eq!(block.find(Revision { main: 1, sub: 0 }).expect("whole"), None);
         assert_eq!(block.find(Revision { main: 5, sub: 2 }).expect("whole"), None);

@@ -64,7 +64,12 @@ pub struct History {
 impl History {
     /// Adds the newest version.
     pub fn push(&mut self, meta: Meta) {
-        debug_assert!(self.versions.last().is_none_or(|last| last.revision < meta.revision), "versions come in order");
+        debug_assert!(
+            self.versions
+                .last()
+                .is_none_or(|last| last.revision < meta.revision),
+            "versions come in order"
+        );
         if self.versions.is_empty() {
             // Most keys are written once: no room to spare for them.
             self.versions.reserve_exact(1);
@@ -83,8 +88,12 @@ impl History {
 
     /// The versions that are kept once `compacted` is the compacted revision, newest version at or before it included.
     pub fn kept(&self, compacted: i64) -> &[Meta] {
-        let newer = self.versions.partition_point(|meta| meta.revision.main <= compacted);
-        let visible = newer.checked_sub(1).filter(|at| !self.versions[*at].is_tombstone());
+        let newer = self
+            .versions
+            .partition_point(|meta| meta.revision.main <= compacted);
+        let visible = newer
+            .checked_sub(1)
+            .filter(|at| !self.versions[*at].is_tombstone());
         &self.versions[visible.unwrap_or(newer)..]
     }
 
@@ -109,7 +118,12 @@ mod tests {
     use super::*;
 
     fn meta(main: i64, create_revision: i64, version: i64) -> Meta {
-        Meta { revision: Revision { main, sub: 0 }, create_revision, version, lease: 0 }
+        Meta {
+            revision: Revision { main, sub: 0 },
+            create_revision,
+            version,
+            lease: 0,
+        }
     }
 
     /// The example of the module's head.
@@ -124,8 +138,14 @@ mod tests {
     #[test]
     fn a_key_is_visible_from_its_put_to_its_delete() {
         let at = |main| example().at(main).map(|meta| (meta.revision.main, meta.version));
-        assert_eq!([at(1), at(2), at(3), at(4)], [None, Some((2, 1)), Some((2, 1)), Some((4, 2))]);
-        assert_eq!([at(5), at(6), at(7), at(9)], [None, None, Some((7, 1)), Some((7, 1))]);
+        assert_eq!(
+            [at(1), at(2), at(3), at(4)],
+            [None, Some((2, 1)), Some((2, 1)), Some((4, 2))]
+        );
+        assert_eq!(
+            [at(5), at(6), at(7), at(9)],
+            [None, None, Some((7, 1)), Some((7, 1))]
+        );
     }
 
     #[test]
@@ -134,7 +154,11 @@ mod tests {
             let (mut history, mut forgotten) = (example(), Vec::new());
             history.compact(compacted, &mut forgotten);
             assert_eq!(forgotten.len() + history.versions.len(), 4);
-            history.versions.iter().map(|meta| meta.revision.main).collect::<Vec<_>>()
+            history
+                .versions
+                .iter()
+                .map(|meta| meta.revision.main)
+                .collect::<Vec<_>>()
         };
         assert_eq!(left(1), [2, 4, 5, 7]);
         assert_eq!(left(3), [2, 4, 5, 7]);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::block::{self, Block, Version};
-use super::history::{History, Meta};
+use super::history::Meta;
 use super::save::{blocks, decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
 use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
@@ -27,7 +27,12 @@ impl Store {
     }
 
     fn with(inner: Inner, engine: Arc<dyn Engine>, options: Options) -> Arc<Store> {
-        Arc::new(Store { inner: RwLock::new(inner), engine, options, pins: Mutex::new(BTreeMap::new()) })
+        Arc::new(Store {
+            inner: RwLock::new(inner),
+            engine,
+            options,
+            pins: Mutex::new(BTreeMap::new()),
+        })
     }
 
     /// Rebuilds a store in an empty engine from the records of a [`SnapshotSource`].
@@ -36,12 +41,19 @@ impl Store {
         options: Options,
         records: impl Iterator<Item = std::io::Result<Bytes>>,
     ) -> Result<(Arc<Store>, Bytes)> {
-        let mut loading = Loading { batch: Batch::default(), bytes: 0, sealed: None };
+        let mut loading = Loading {
+            batch: Batch::default(),
+            bytes: 0,
+            sealed: None,
+        };
         for record in records {
-            let record = record.map_err(|error| Error::Engine(format!("cannot read the snapshot: {error}")))?;
+            let record =
+                record.map_err(|error| Error::Engine(format!("cannot read the snapshot: {error}")))?;
             loading.take(&*engine, record)?;
         }
-        let sealed = loading.sealed.ok_or_else(|| corrupt("the snapshot has no head"))?;
+        let sealed = loading
+            .sealed
+            .ok_or_else(|| corrupt("the snapshot has no head"))?;
         // The marks last: an engine without them is not taken for a state.
         put_marks(&mut loading.batch, &sealed);
         engine.commit(loading.batch)?;
@@ -54,25 +66,49 @@ impl Store {
         let view = self.view();
         let inner = self.read();
         let sealed = inner.sealed.clone();
-        let until = Revision { main: view.revision, sub: u32::MAX };
+        let until = Revision {
+            main: view.revision,
+            sub: u32::MAX,
+        };
         let unsaved = match inner.saved < until {
             true => {
                 let range = (Bound::Excluded(inner.saved), Bound::Included(until));
-                inner.recent.range(range).map(|(_, version)| version.clone()).collect()
+                inner
+                    .recent
+                    .range(range)
+                    .map(|(_, version)| version.clone())
+                    .collect()
             }
             false => Vec::new(),
         };
-        let records = inner.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        SnapshotSource { saved: inner.saved, sealed, records, unsaved, view }
+        let records = inner
+            .records
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        SnapshotSource {
+            saved: inner.saved,
+            sealed,
+            records,
+            unsaved,
+            view,
+        }
     }
 }
 
 fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<()> {
-    let state_mark = engine.get(keys::STATE_MARK)?.ok_or_else(|| corrupt("the state's mark is missing"))?;
+    let state_mark = engine
+        .get(keys::STATE_MARK)?
+        .ok_or_else(|| corrupt("the state's mark is missing"))?;
     let (revision, compacted) = decode_mark(state_mark)?;
     inner.revision = revision;
     inner.compacted = compacted;
-    inner.sealed = Sealed { revision, compacted, mark: mark.clone(), unsaved: false };
+    inner.sealed = Sealed {
+        revision,
+        compacted,
+        mark: mark.clone(),
+        unsaved: false,
+    };
     for pair in engine.scan(keys::blocks()) {
         for version in Block::parse(pair?.1)?.versions() {
             index(inner, &version?)?;
@@ -91,7 +127,11 @@ fn index(inner: &mut Inner, version: &Version) -> Result<()> {
     }
     inner.saved = version.revision;
     inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
-    inner.index.entry(version.kv.key.clone()).or_insert_with(History::default).push(Meta::of(version));
+    inner
+        .index
+        .entry(version.kv.key.clone())
+        .or_default()
+        .push(Meta::of(version));
     Ok(())
 }
 
@@ -118,14 +158,28 @@ impl SnapshotSource {
     /// The records: a head, the small records, then blocks of versions in revision order.
     pub fn records(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
         let head = std::iter::once(Ok(self.head()));
-        let small = self.records.iter().map(|(key, value)| Ok(record(RECORD, &[&length(key), key, value])));
-        let saved = self.view.store.engine.scan(keys::blocks()).filter_map(|pair| self.saved_block(pair).transpose());
+        let small = self
+            .records
+            .iter()
+            .map(|(key, value)| Ok(record(RECORD, &[&length(key), key, value])));
+        let saved = self
+            .view
+            .store
+            .engine
+            .scan(keys::blocks())
+            .filter_map(|pair| self.saved_block(pair).transpose());
         let unsaved = blocks(&self.unsaved).map(|versions| Ok(record(BLOCK, &[&block::encode(versions)])));
         head.chain(small).chain(saved).chain(unsaved)
     }
 
     fn head(&self) -> Bytes {
-        record(HEAD, &[&encode_mark(self.sealed.revision, self.sealed.compacted), &self.sealed.mark])
+        record(
+            HEAD,
+            &[
+                &encode_mark(self.sealed.revision, self.sealed.compacted),
+                &self.sealed.mark,
+            ],
+        )
     }
 
     /// Blocks saved since the snapshot began are in `unsaved`.
@@ -158,7 +212,9 @@ struct Loading {
 
 impl Loading {
     fn take(&mut self, engine: &dyn Engine, record: Bytes) -> Result<()> {
-        let kind = *record.first().ok_or_else(|| corrupt("a snapshot record is empty"))?;
+        let kind = *record
+            .first()
+            .ok_or_else(|| corrupt("a snapshot record is empty"))?;
         let body = record.slice(1..);
         self.bytes += body.len();
         match kind {
@@ -186,12 +242,21 @@ fn parse_head(mut body: Bytes) -> Result<Sealed> {
         return Err(corrupt("the snapshot's head is cut short"));
     }
     let (revision, compacted) = decode_mark(body.split_to(16))?;
-    Ok(Sealed { revision, compacted, mark: body, unsaved: false })
+    Ok(Sealed {
+        revision,
+        compacted,
+        mark: body,
+        unsaved: false,
+    })
 }
 
 fn parse_record(body: Bytes) -> Result<Pair> {
     let short = || corrupt("a snapshot record is cut short");
-    let length = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes).ok_or_else(short)?;
+    let length = body
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u32::from_le_bytes)
+        .ok_or_else(short)?;
     let end = 4 + length as usize;
     if body.len() < end {
         return Err(short());

@@ -72,7 +72,10 @@ impl KeyRange {
             [0] => Bound::Unbounded,
             _ => Bound::Excluded(range_end.clone()),
         };
-        KeyRange { start: Bound::Included(key.clone()), end }
+        KeyRange {
+            start: Bound::Included(key.clone()),
+            end,
+        }
     }
 
     /// Whether a key is in it.
@@ -89,11 +92,14 @@ impl KeyRange {
             (Bound::Excluded(start), Bound::Included(end)) => start >= end,
             _ => false,
         };
-        (!inverted).then(|| (self.start.as_ref(), self.end.as_ref()))
+        (!inverted).then_some((self.start.as_ref(), self.end.as_ref()))
     }
 
     fn after(&self, key: &Bytes) -> KeyRange {
-        KeyRange { start: Bound::Excluded(key.clone()), end: self.end.clone() }
+        KeyRange {
+            start: Bound::Excluded(key.clone()),
+            end: self.end.clone(),
+        }
     }
 }
 
@@ -121,7 +127,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { recent_bytes: 64 << 20 }
+        Options {
+            recent_bytes: 64 << 20,
+        }
     }
 }
 
@@ -180,7 +188,12 @@ impl Inner {
             swept: NEVER_COMPACTED,
             records: BTreeMap::new(),
             changed: BTreeMap::new(),
-            sealed: Sealed { revision: FIRST, compacted: NEVER_COMPACTED, mark: Bytes::new(), unsaved: false },
+            sealed: Sealed {
+                revision: FIRST,
+                compacted: NEVER_COMPACTED,
+                mark: Bytes::new(),
+                unsaved: false,
+            },
         }
     }
 
@@ -210,7 +223,12 @@ impl Store {
     /// Makes everything written so far visible, as one point, with the shell's mark on it.
     pub fn seal(&self, mark: Bytes) {
         let mut inner = self.lock();
-        inner.sealed = Sealed { revision: inner.revision, compacted: inner.compacted, mark, unsaved: true };
+        inner.sealed = Sealed {
+            revision: inner.revision,
+            compacted: inner.compacted,
+            mark,
+            unsaved: true,
+        };
     }
 
     /// Pins what is visible now.
@@ -218,7 +236,11 @@ impl Store {
         let inner = self.read();
         // Pinned under the lock, so that reclaiming can't slip in between.
         *self.pins().entry(inner.sealed.compacted).or_default() += 1;
-        View { store: self.clone(), revision: inner.sealed.revision, compacted: inner.sealed.compacted }
+        View {
+            store: self.clone(),
+            revision: inner.sealed.revision,
+            compacted: inner.sealed.compacted,
+        }
     }
 
     /// Bytes of keys and values in all versions.
@@ -243,7 +265,11 @@ impl Store {
 
     /// The small records of a range.
     pub fn records(&self, range: std::ops::Range<Bytes>) -> Vec<(Bytes, Bytes)> {
-        self.read().records.range(range).map(|(key, value)| (key.clone(), value.clone())).collect()
+        self.read()
+            .records
+            .range(range)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
 
     fn load_saved(&self, revision: Revision) -> Result<KeyValue> {
@@ -253,9 +279,16 @@ impl Store {
 
 /// Reads a version from the engine.
 fn load_saved(engine: &dyn Engine, revision: Revision) -> Result<KeyValue> {
-    let missing = || Error::Corrupt(format!("no version at revision {}.{}", revision.main, revision.sub));
+    let missing = || {
+        Error::Corrupt(format!(
+            "no version at revision {}.{}",
+            revision.main, revision.sub
+        ))
+    };
     let first = keys::blocks().start;
-    let (_, bytes) = engine.floor(&first, &keys::block(revision.main, revision.sub))?.ok_or_else(missing)?;
+    let (_, bytes) = engine
+        .floor(&first, &keys::block(revision.main, revision.sub))?
+        .ok_or_else(missing)?;
     Ok(Block::parse(bytes)?.find(revision)?.ok_or_else(missing)?.kv)
 }
 
@@ -330,7 +363,10 @@ impl View {
             let Some(bounds) = rest.bounds() else { break };
             let mut last = None;
             for (key, history) in inner.index.range::<Bytes, _>(bounds).take(CHUNK) {
-                let versions = history.kept(self.compacted).iter().filter(|meta| meta.revision.main <= main);
+                let versions = history
+                    .kept(self.compacted)
+                    .iter()
+                    .filter(|meta| meta.revision.main <= main);
                 kept.extend(versions.map(|meta| (key.clone(), *meta)));
                 last = Some(key.clone());
             }
@@ -339,7 +375,13 @@ impl View {
         }
         let mut crc = 0;
         for (key, meta) in kept {
-            let numbers = [meta.revision.main, i64::from(meta.revision.sub), meta.create_revision, meta.version, meta.lease];
+            let numbers = [
+                meta.revision.main,
+                i64::from(meta.revision.sub),
+                meta.create_revision,
+                meta.version,
+                meta.lease,
+            ];
             crc = crc32c::crc32c_append(crc, &key);
             for number in numbers {
                 crc = crc32c::crc32c_append(crc, &number.to_le_bytes());

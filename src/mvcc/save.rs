@@ -29,9 +29,17 @@ pub struct Saver {
 /// A sweep under way.
 enum Sweep {
     /// Walking the index; up to this key it is done.
-    Index { compacted: i64, after: Bound<Bytes>, gone: Vec<Revision> },
+    Index {
+        compacted: i64,
+        after: Bound<Bytes>,
+        gone: Vec<Revision>,
+    },
     /// Rewriting the blocks that held these versions.
-    Blocks { compacted: i64, gone: Vec<Revision>, next: usize },
+    Blocks {
+        compacted: i64,
+        gone: Vec<Revision>,
+        next: usize,
+    },
 }
 
 /// What one save writes.
@@ -45,7 +53,9 @@ struct Unsaved {
 impl Saver {
     /// Saves what is sealed; whether there was anything.
     pub fn save(&self) -> Result<bool> {
-        let Some(unsaved) = self.take() else { return Ok(false) };
+        let Some(unsaved) = self.take() else {
+            return Ok(false);
+        };
         let mut batch = Batch::default();
         for versions in blocks(&unsaved.versions) {
             let first = versions[0].revision;
@@ -59,7 +69,10 @@ impl Saver {
         }
         put_marks(&mut batch, &unsaved.sealed);
         self.store.engine.commit(batch)?;
-        self.saved(unsaved.versions.last().map(|version| version.revision), unsaved.bytes);
+        self.saved(
+            unsaved.versions.last().map(|version| version.revision),
+            unsaved.bytes,
+        );
         Ok(true)
     }
 
@@ -75,17 +88,29 @@ impl Saver {
         }
         inner.sealed.unsaved = false;
         let sealed = inner.sealed.clone();
-        let until = Revision { main: sealed.revision, sub: u32::MAX };
+        let until = Revision {
+            main: sealed.revision,
+            sub: u32::MAX,
+        };
         let range = (Bound::Excluded(inner.saved), Bound::Included(until));
         let versions: Vec<Version> = match inner.saved < until {
-            true => inner.recent.range(range).map(|(_, version)| version.clone()).collect(),
+            true => inner
+                .recent
+                .range(range)
+                .map(|(_, version)| version.clone())
+                .collect(),
             false => Vec::new(),
         };
         let bytes = versions.iter().map(Version::size).sum();
         // Commands since the seal may have changed records too: those are saved early, which the log's replay of the
         // same commands makes good, as records are set, not added to.
         let records = std::mem::take(&mut inner.changed);
-        Some(Unsaved { versions, bytes, records, sealed })
+        Some(Unsaved {
+            versions,
+            bytes,
+            records,
+            sealed,
+        })
     }
 
     fn saved(&self, last: Option<Revision>, bytes: usize) {
@@ -114,8 +139,16 @@ impl Saver {
             },
         };
         *sweep = match step {
-            Sweep::Index { compacted, after, gone } => Some(self.sweep_index(compacted, after, gone, keys)),
-            Sweep::Blocks { compacted, gone, next } => self.sweep_blocks(compacted, gone, next)?,
+            Sweep::Index {
+                compacted,
+                after,
+                gone,
+            } => Some(self.sweep_index(compacted, after, gone, keys)),
+            Sweep::Blocks {
+                compacted,
+                gone,
+                next,
+            } => self.sweep_blocks(compacted, gone, next)?,
         };
         Ok(sweep.is_some())
     }
@@ -124,12 +157,24 @@ impl Saver {
     fn begin(&self) -> Option<Sweep> {
         let inner = self.store.read();
         let pinned = self.store.pins().keys().next().copied();
-        let compacted = pinned.map_or(inner.sealed.compacted, |pinned| pinned.min(inner.sealed.compacted));
+        let compacted = pinned.map_or(inner.sealed.compacted, |pinned| {
+            pinned.min(inner.sealed.compacted)
+        });
         let due = compacted > inner.swept;
-        due.then(|| Sweep::Index { compacted, after: Bound::Unbounded, gone: Vec::new() })
+        due.then(|| Sweep::Index {
+            compacted,
+            after: Bound::Unbounded,
+            gone: Vec::new(),
+        })
     }
 
-    fn sweep_index(&self, compacted: i64, after: Bound<Bytes>, mut gone: Vec<Revision>, keys: usize) -> Sweep {
+    fn sweep_index(
+        &self,
+        compacted: i64,
+        after: Bound<Bytes>,
+        mut gone: Vec<Revision>,
+        keys: usize,
+    ) -> Sweep {
         let mut inner = self.store.lock();
         let mut empty = Vec::new();
         let (mut last, mut looked_at) = (None, 0);
@@ -145,11 +190,19 @@ impl Saver {
             inner.index.remove(&key);
         }
         match last.filter(|_| looked_at == keys) {
-            Some(last) => Sweep::Index { compacted, after: Bound::Excluded(last), gone },
+            Some(last) => Sweep::Index {
+                compacted,
+                after: Bound::Excluded(last),
+                gone,
+            },
             None => {
                 forget_recent(&mut inner, &gone);
                 gone.sort_unstable();
-                Sweep::Blocks { compacted, gone, next: 0 }
+                Sweep::Blocks {
+                    compacted,
+                    gone,
+                    next: 0,
+                }
             }
         }
     }
@@ -160,7 +213,10 @@ impl Saver {
         for _ in 0..BLOCKS_PER_SLICE {
             let Some(revision) = gone.get(next) else { break };
             let first = keys::blocks().start;
-            let at = self.store.engine.floor(&first, &keys::block(revision.main, revision.sub))?;
+            let at = self
+                .store
+                .engine
+                .floor(&first, &keys::block(revision.main, revision.sub))?;
             let Some((key, bytes)) = at else {
                 next += 1;
                 continue;
@@ -180,7 +236,11 @@ impl Saver {
         let mut inner = self.store.lock();
         inner.bytes = inner.bytes.saturating_sub(freed);
         if next < gone.len() {
-            return Ok(Some(Sweep::Blocks { compacted, gone, next }));
+            return Ok(Some(Sweep::Blocks {
+                compacted,
+                gone,
+                next,
+            }));
         }
         inner.swept = compacted;
         Ok(None)
@@ -232,7 +292,10 @@ pub(super) fn blocks(versions: &[Version]) -> impl Iterator<Item = &[Version]> {
 }
 
 pub(super) fn put_marks(batch: &mut Batch, sealed: &Sealed) {
-    batch.put(Bytes::from_static(keys::STATE_MARK), encode_mark(sealed.revision, sealed.compacted));
+    batch.put(
+        Bytes::from_static(keys::STATE_MARK),
+        encode_mark(sealed.revision, sealed.compacted),
+    );
     batch.put(Bytes::from_static(keys::SHELL_MARK), sealed.mark.clone());
 }
 
@@ -245,18 +308,25 @@ pub(super) fn encode_mark(revision: i64, compacted: i64) -> Bytes {
 
 pub(super) fn decode_mark(mut bytes: Bytes) -> Result<(i64, i64)> {
     if bytes.len() != 16 {
-        return Err(Error::Corrupt("the state's mark has the wrong length".to_string()));
+        return Err(Error::Corrupt(
+            "the state's mark has the wrong length".to_string(),
+        ));
     }
     let (revision, compacted) = (bytes.get_i64_le(), bytes.get_i64_le());
     match revision >= 1 && (NEVER_COMPACTED..=revision).contains(&compacted) {
         true => Ok((revision, compacted)),
-        false => Err(Error::Corrupt(format!("the state's mark says revision {revision}, compacted {compacted}"))),
+        false => Err(Error::Corrupt(format!(
+            "the state's mark says revision {revision}, compacted {compacted}"
+        ))),
     }
 }
 
 impl Store {
     /// For the one thread that saves this store.
     pub fn saver(self: &Arc<Self>) -> Saver {
-        Saver { store: self.clone(), sweep: Mutex::new(None) }
+        Saver {
+            store: self.clone(),
+            sweep: Mutex::new(None),
+        }
     }
 }

@@ -16,7 +16,13 @@ impl Store {
     pub fn write(&self) -> Write<'_> {
         let inner = self.lock();
         let main = inner.revision + 1;
-        Write { inner, engine: &*self.engine, main, sub: 0, events: Vec::new() }
+        Write {
+            inner,
+            engine: &*self.engine,
+            main,
+            sub: 0,
+            events: Vec::new(),
+        }
     }
 }
 
@@ -46,17 +52,43 @@ impl Write<'_> {
 
     /// Deletes a key, which exists.
     pub fn delete(&mut self, key: Bytes) {
-        self.add(true, KeyValue { key, mod_revision: self.main, ..KeyValue::default() });
+        self.add(
+            true,
+            KeyValue {
+                key,
+                mod_revision: self.main,
+                ..KeyValue::default()
+            },
+        );
     }
 
     fn add(&mut self, tombstone: bool, kv: KeyValue) {
-        let revision = Revision { main: self.main, sub: self.sub };
+        let revision = Revision {
+            main: self.main,
+            sub: self.sub,
+        };
         self.sub += 1;
-        let kind = if tombstone { EventType::Delete } else { EventType::Put };
-        self.events.push(Event { r#type: kind as i32, kv: Some(kv.clone()), prev_kv: None });
-        let version = Version { revision, tombstone, kv };
+        let kind = if tombstone {
+            EventType::Delete
+        } else {
+            EventType::Put
+        };
+        self.events.push(Event {
+            r#type: kind as i32,
+            kv: Some(kv.clone()),
+            prev_kv: None,
+        });
+        let version = Version {
+            revision,
+            tombstone,
+            kv,
+        };
         let inner = &mut *self.inner;
-        inner.index.entry(version.kv.key.clone()).or_default().push(Meta::of(&version));
+        inner
+            .index
+            .entry(version.kv.key.clone())
+            .or_default()
+            .push(Meta::of(&version));
         inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
         inner.recent_bytes += version.size();
         inner.unsaved_bytes += version.size();
@@ -109,7 +141,11 @@ impl Write<'_> {
 impl Versions for Write<'_> {
     /// The command's own revision once it changed something.
     fn revision(&self) -> i64 {
-        if self.has_changes() { self.main } else { self.main - 1 }
+        if self.has_changes() {
+            self.main
+        } else {
+            self.main - 1
+        }
     }
 
     fn compacted(&self) -> i64 {

@@ -93,7 +93,11 @@ impl RaftEntry for Entry {
     type Payload = Payload;
 
     fn new(log_id: LogId, payload: Payload) -> Self {
-        Entry { log_id, payload, encoded: None }
+        Entry {
+            log_id,
+            payload,
+            encoded: None,
+        }
     }
 
     fn log_id_parts(&self) -> (&LeaderId, u64) {
@@ -144,7 +148,11 @@ impl Entry {
             MEMBERSHIP => EntryPayload::Membership(decode_membership(body)?),
             other => return Err(invalid(&format!("entry of unknown kind {other}"))),
         };
-        Ok(Entry { log_id, payload, encoded: Some(bytes) })
+        Ok(Entry {
+            log_id,
+            payload,
+            encoded: Some(bytes),
+        })
     }
 }
 
@@ -174,7 +182,13 @@ fn get_log_id(buf: &mut &[u8]) -> LogId {
 
 /// The id of the entry at `index`, proposed by `leader` in `term`.
 pub fn new_log_id(term: u64, leader: u64, index: u64) -> LogId {
-    LogId::new(LeaderId { term, node_id: leader }, index)
+    LogId::new(
+        LeaderId {
+            term,
+            node_id: leader,
+        },
+        index,
+    )
 }
 
 /// A log id as the log and snapshot files keep it.
@@ -209,7 +223,11 @@ pub fn decode_vote(bytes: &[u8]) -> io::Result<Vote> {
         return Err(invalid("vote of the wrong length"));
     }
     let (term, member, committed) = (buf.get_u64_le(), buf.get_u64_le(), buf.get_u8() != 0);
-    Ok(if committed { Vote::new_committed(term, member) } else { Vote::new(term, member) })
+    Ok(if committed {
+        Vote::new_committed(term, member)
+    } else {
+        Vote::new(term, member)
+    })
 }
 
 /// A membership with the log id that it came with, as snapshots and the state's mark keep it.
@@ -226,16 +244,27 @@ pub fn encode_stored_membership(membership: &StoredMembership) -> Bytes {
 pub fn decode_stored_membership(bytes: Bytes) -> io::Result<StoredMembership> {
     let stored = peer::StoredMembership::decode(bytes).map_err(io::Error::other)?;
     let membership = decode_membership(stored.membership)?;
-    Ok(StoredMembership::new(stored.log_id.map(from_wire_log_id), membership))
+    Ok(StoredMembership::new(
+        stored.log_id.map(from_wire_log_id),
+        membership,
+    ))
 }
 
 fn encode_membership(membership: &Membership<u64, Node>) -> Bytes {
     let voters = membership.get_joint_config().iter();
     peer::Membership {
-        configs: voters.map(|ids| peer::Voters { ids: ids.iter().copied().collect() }).collect(),
+        configs: voters
+            .map(|ids| peer::Voters {
+                ids: ids.iter().copied().collect(),
+            })
+            .collect(),
         nodes: membership
             .nodes()
-            .map(|(id, node)| peer::Node { id: *id, name: node.name.clone(), peer_url: node.peer_url.clone() })
+            .map(|(id, node)| peer::Node {
+                id: *id,
+                name: node.name.clone(),
+                peer_url: node.peer_url.clone(),
+            })
             .collect(),
     }
     .encode_to_vec()
@@ -244,9 +273,24 @@ fn encode_membership(membership: &Membership<u64, Node>) -> Bytes {
 
 fn decode_membership(bytes: Bytes) -> io::Result<Membership<u64, Node>> {
     let wire = peer::Membership::decode(bytes).map_err(io::Error::other)?;
-    let configs: Vec<BTreeSet<u64>> = wire.configs.into_iter().map(|c| c.ids.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, Node> =
-        wire.nodes.into_iter().map(|n| (n.id, Node { name: n.name, peer_url: n.peer_url })).collect();
+    let configs: Vec<BTreeSet<u64>> = wire
+        .configs
+        .into_iter()
+        .map(|c| c.ids.into_iter().collect())
+        .collect();
+    let nodes: BTreeMap<u64, Node> = wire
+        .nodes
+        .into_iter()
+        .map(|n| {
+            (
+                n.id,
+                Node {
+                    name: n.name,
+                    peer_url: n.peer_url,
+                },
+            )
+        })
+        .collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
@@ -255,7 +299,11 @@ fn decode_membership(bytes: Bytes) -> io::Result<Membership<u64, Node>> {
 
 /// A log id for the wire.
 pub fn to_wire_log_id(log_id: &LogId) -> peer::LogId {
-    peer::LogId { term: log_id.leader_id.term, leader: log_id.leader_id.node_id, index: log_id.index }
+    peer::LogId {
+        term: log_id.leader_id.term,
+        leader: log_id.leader_id.node_id,
+        index: log_id.index,
+    }
 }
 
 /// A log id from the wire.
@@ -265,12 +313,20 @@ pub fn from_wire_log_id(wire: peer::LogId) -> LogId {
 
 /// A vote for the wire.
 pub fn to_wire_vote(vote: &Vote) -> peer::Vote {
-    peer::Vote { term: vote.leader_id.term, member: vote.leader_id.node_id, committed: vote.committed }
+    peer::Vote {
+        term: vote.leader_id.term,
+        member: vote.leader_id.node_id,
+        committed: vote.committed,
+    }
 }
 
 /// A vote from the wire.
 pub fn from_wire_vote(wire: peer::Vote) -> Vote {
-    if wire.committed { Vote::new_committed(wire.term, wire.member) } else { Vote::new(wire.term, wire.member) }
+    if wire.committed {
+        Vote::new_committed(wire.term, wire.member)
+    } else {
+        Vote::new(wire.term, wire.member)
+    }
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -293,14 +349,28 @@ mod tests {
     fn entries_are_read_back_as_they_were() {
         round_trip(EntryPayload::Blank);
         round_trip(EntryPayload::Normal(CommandBytes(Bytes::from_static(b"command"))));
-        let nodes = [1, 2, 3].map(|id| (id, Node { name: format!("n{id}"), peer_url: format!("http://n{id}") }));
+        let nodes = [1, 2, 3].map(|id| {
+            (
+                id,
+                Node {
+                    name: format!("n{id}"),
+                    peer_url: format!("http://n{id}"),
+                },
+            )
+        });
         let joint = vec![BTreeSet::from([1, 2]), BTreeSet::from([1, 3])];
         let membership = Membership::new(joint, BTreeMap::from(nodes)).expect("every voter has a node");
         round_trip(EntryPayload::Membership(membership.clone()));
         let stored = StoredMembership::new(Some(new_log_id(1, 1, 1)), membership);
-        assert_eq!(decode_stored_membership(encode_stored_membership(&stored)).expect("read back"), stored);
+        assert_eq!(
+            decode_stored_membership(encode_stored_membership(&stored)).expect("read back"),
+            stored
+        );
         let none = StoredMembership::default();
-        assert_eq!(decode_stored_membership(encode_stored_membership(&none)).expect("read back"), none);
+        assert_eq!(
+            decode_stored_membership(encode_stored_membership(&none)).expect("read back"),
+            none
+        );
     }
 
     #[test]

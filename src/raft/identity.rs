@@ -25,7 +25,11 @@ pub struct Identity {
 impl Identity {
     /// `cluster_id` is 0 while the member belongs to no cluster.
     pub fn new(member_id: u64, cluster_id: u64, persist: Persist) -> Self {
-        Identity { member_id, cluster_id: AtomicU64::new(cluster_id), persist }
+        Identity {
+            member_id,
+            cluster_id: AtomicU64::new(cluster_id),
+            persist,
+        }
     }
 
     /// This member's id.
@@ -47,7 +51,10 @@ impl Identity {
 
     /// How a request for `member_id` is addressed.
     pub fn target(&self, member_id: u64) -> Target {
-        Target { cluster_id: self.cluster_id(), member_id }
+        Target {
+            cluster_id: self.cluster_id(),
+            member_id,
+        }
     }
 
     /// Refuses a request that is meant for somebody else.
@@ -81,20 +88,62 @@ mod tests {
     #[test]
     fn requests_for_others_are_refused() {
         let me = identity(1);
-        assert!(me.check(Some(Target { cluster_id: 1, member_id: 7 })).is_ok());
-        assert!(me.check(Some(Target { cluster_id: 1, member_id: 8 })).is_err());
-        assert!(me.check(Some(Target { cluster_id: 2, member_id: 7 })).is_err());
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 1,
+                member_id: 7
+            }))
+            .is_ok()
+        );
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 1,
+                member_id: 8
+            }))
+            .is_err()
+        );
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 2,
+                member_id: 7
+            }))
+            .is_err()
+        );
         assert!(me.check(None).is_err());
     }
 
     #[test]
     fn a_new_member_adopts_the_first_cluster_that_knows_its_id() {
         let me = identity(0);
-        assert!(me.check(Some(Target { cluster_id: 0, member_id: 7 })).is_err());
-        assert!(me.check(Some(Target { cluster_id: 5, member_id: 8 })).is_err());
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 0,
+                member_id: 7
+            }))
+            .is_err()
+        );
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 5,
+                member_id: 8
+            }))
+            .is_err()
+        );
         assert_eq!(me.cluster_id(), 0);
-        assert!(me.check(Some(Target { cluster_id: 5, member_id: 7 })).is_ok());
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 5,
+                member_id: 7
+            }))
+            .is_ok()
+        );
         assert_eq!(me.cluster_id(), 5);
-        assert!(me.check(Some(Target { cluster_id: 6, member_id: 7 })).is_err());
+        assert!(
+            me.check(Some(Target {
+                cluster_id: 6,
+                member_id: 7
+            }))
+            .is_err()
+        );
     }
 }

@@ -40,7 +40,11 @@ impl LogStore {
     }
 
     fn read(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
-        self.wal.read(from, to, READ_BYTES)?.into_iter().map(|(_, bytes)| Entry::decode(bytes)).collect()
+        self.wal
+            .read(from, to, READ_BYTES)?
+            .into_iter()
+            .map(|(_, bytes)| Entry::decode(bytes))
+            .collect()
     }
 
     fn read_all(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
@@ -100,7 +104,9 @@ impl RaftLogReader<Types> for LogStore {
                     return Ok::<_, io::Error>(None);
                 }
                 let entries = log.read(next, to)?;
-                let Some(last) = entries.last() else { return Ok(None) };
+                let Some(last) = entries.last() else {
+                    return Ok(None);
+                };
                 let next = last.index() + 1;
                 Ok(Some((futures::stream::iter(entries.into_iter().map(Ok)), next)))
             }
@@ -123,7 +129,10 @@ impl RaftLogStorage<Types> for LogStore {
             Some(last) => self.read(last, last + 1)?.last().map(|entry| entry.log_id()),
             None => purged,
         };
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last,
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -132,8 +141,10 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (tx, rx) = oneshot::channel();
-        self.wal.save_vote(encode_vote(vote), Box::new(move |result| drop(tx.send(result))));
-        rx.await.map_err(|_| io::Error::other("the write-ahead log stopped"))?
+        self.wal
+            .save_vote(encode_vote(vote), Box::new(move |result| drop(tx.send(result))));
+        rx.await
+            .map_err(|_| io::Error::other("the write-ahead log stopped"))?
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -144,7 +155,11 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        self.wal.state().committed.map(|mark| decode_log_id(&mark)).transpose()
+        self.wal
+            .state()
+            .committed
+            .map(|mark| decode_log_id(&mark))
+            .transpose()
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
@@ -152,9 +167,12 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<(u64, Bytes)> =
-            entries.into_iter().map(|mut entry| (entry.index(), entry.encoded())).collect();
-        self.wal.append(entries, Box::new(move |result| callback.io_completed(result)));
+        let entries: Vec<(u64, Bytes)> = entries
+            .into_iter()
+            .map(|mut entry| (entry.index(), entry.encoded()))
+            .collect();
+        self.wal
+            .append(entries, Box::new(move |result| callback.io_completed(result)));
         Ok(())
     }
 

@@ -20,7 +20,8 @@ use futures::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
-    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
 };
 use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
@@ -70,17 +71,30 @@ pub struct Peers {
 impl Peers {
     /// No connections yet.
     pub fn new(identity: Arc<Identity>, timing: Timing) -> Self {
-        Peers { identity, timing, channels: Mutex::default(), addresses: RwLock::default() }
+        Peers {
+            identity,
+            timing,
+            channels: Mutex::default(),
+            addresses: RwLock::default(),
+        }
     }
 
     /// A member published where peers reach it.
     pub fn set_address(&self, member_id: u64, url: String) {
-        self.addresses.write().unwrap_or_else(PoisonError::into_inner).insert(member_id, url);
+        self.addresses
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(member_id, url);
     }
 
     /// A client for the member `id`, which Raft's membership places at `node`.
     pub fn client(&self, id: u64, node: &Node, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
-        let published = self.addresses.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let published = self
+            .addresses
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned();
         self.client_at(published.as_deref().unwrap_or(&node.peer_url), purpose)
     }
 
@@ -103,7 +117,9 @@ impl Peers {
 }
 
 fn limits(client: PeerClient<Channel>) -> PeerClient<Channel> {
-    client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    client
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 fn connect(url: &str) -> Result<Channel, Status> {
@@ -132,7 +148,12 @@ impl Network {
     }
 
     fn link(&self, target: u64, node: &Node, purpose: Purpose) -> Link {
-        Link { peers: self.peers.clone(), target, node: node.clone(), purpose }
+        Link {
+            peers: self.peers.clone(),
+            target,
+            node: node.clone(),
+            purpose,
+        }
     }
 }
 
@@ -183,7 +204,9 @@ impl Link {
             leadership_transfer: request.leadership_transfer,
         };
         let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
-        let reply = within(option.hard_ttl(), client.vote(message)).await.map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.vote(message))
+            .await
+            .map_err(rpc_error)?;
         Ok(VoteResponse {
             vote: wire_vote(reply.vote).map_err(rpc_error)?,
             vote_granted: reply.granted,
@@ -198,7 +221,9 @@ impl Link {
     ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
         let message = append_request(request, Some(self.target()));
         let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
-        let reply = within(option.hard_ttl(), client.heartbeat(message)).await.map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.heartbeat(message))
+            .await
+            .map_err(rpc_error)?;
         append_result(reply).map_err(rpc_error)
     }
 
@@ -214,8 +239,15 @@ impl Link {
         tracing::info!(
             to = %self.node.name, bytes = head.size, upto = ?snapshot.meta.last_log_id, "sending a snapshot"
         );
-        let chunks = snapshot.snapshot.chunks(head).map_err(|error| Status::internal(error.to_string()))?;
-        let reply = self.client(Purpose::Snapshot)?.snapshot(chunks).await?.into_inner();
+        let chunks = snapshot
+            .snapshot
+            .chunks(head)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let reply = self
+            .client(Purpose::Snapshot)?
+            .snapshot(chunks)
+            .await?
+            .into_inner();
         Ok(SnapshotResponse::new(wire_vote(reply.vote)?))
     }
 }
@@ -225,7 +257,10 @@ impl NetStreamAppend<Types> for Link {
         &'s mut self,
         input: S,
         option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>>
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
     {
@@ -328,7 +363,9 @@ impl NetTransferLeader<Types> for Link {
             last: request.last_log_id().map(to_wire_log_id),
         };
         let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
-        let reply = within(option.hard_ttl(), client.transfer_leader(message)).await.map_err(rpc_error)?;
+        let reply = within(option.hard_ttl(), client.transfer_leader(message))
+            .await
+            .map_err(rpc_error)?;
         if !reply.refused.is_empty() {
             return Err(rpc_error(Status::failed_precondition(reply.refused)));
         }
@@ -355,7 +392,11 @@ pub async fn within<T>(
 }
 
 fn append_request(request: AppendEntriesRequest<Types>, target: Option<peer::Target>) -> peer::AppendRequest {
-    let entries: Vec<Bytes> = request.entries.into_iter().map(|mut entry| entry.encoded()).collect();
+    let entries: Vec<Bytes> = request
+        .entries
+        .into_iter()
+        .map(|mut entry| entry.encoded())
+        .collect();
     peer::AppendRequest {
         target,
         vote: Some(to_wire_vote(&request.vote)),
@@ -377,7 +418,8 @@ fn append_result(reply: peer::AppendReply) -> Result<StreamAppendResult<Types>, 
 
 /// The vote that a peer's message must carry.
 pub fn wire_vote(vote: Option<peer::Vote>) -> Result<Vote, Status> {
-    vote.map(from_wire_vote).ok_or_else(|| Status::invalid_argument("peer message without a vote"))
+    vote.map(from_wire_vote)
+        .ok_or_else(|| Status::invalid_argument("peer message without a vote"))
 }
 
 /// A peer that can't be reached is left alone for a while; other errors are tried again soon.

@@ -42,9 +42,15 @@ pub struct PeerService {
 impl PeerService {
     /// The service, ready to be added to a gRPC server.
     pub fn server(replica: Replica, introduction: Introduction) -> PeerServer<PeerService> {
-        let service =
-            PeerService { raft: replica.raft().clone(), identity: replica.identity().clone(), replica, introduction };
-        PeerServer::new(service).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+        let service = PeerService {
+            raft: replica.raft().clone(),
+            identity: replica.identity().clone(),
+            replica,
+            introduction,
+        };
+        PeerServer::new(service)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
     }
 }
 
@@ -81,7 +87,9 @@ impl Peer for PeerService {
         self.identity.check(first.target)?;
         let first = append_request(first)?;
         // A request that can't be read ends the stream: the leader makes it anew.
-        let rest = stream.scan((), |(), message| futures::future::ready(message.and_then(append_request).ok()));
+        let rest = stream.scan((), |(), message| {
+            futures::future::ready(message.and_then(append_request).ok())
+        });
         let requests = futures::stream::once(async { first }).chain(rest);
         let replies = self.raft.stream_append(requests).map(|result| match result {
             Ok(result) => Ok(append_reply(result)),
@@ -100,7 +108,9 @@ impl Peer for PeerService {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry: &Entry| entry.log_id).or(prev);
         let response = self.raft.append_entries(request).await.map_err(stopped)?;
-        Ok(Response::new(append_reply(response.into_stream_result(prev, last))))
+        Ok(Response::new(append_reply(
+            response.into_stream_result(prev, last),
+        )))
     }
 
     async fn vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteReply>, Status> {
@@ -126,7 +136,9 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::ConfirmVoteReply>, Status> {
         self.identity.check(request.into_inner().target)?;
         let vote = self.replica.vote().await.map_err(stopped)?;
-        Ok(Response::new(peer::ConfirmVoteReply { vote: Some(to_wire_vote(&vote)) }))
+        Ok(Response::new(peer::ConfirmVoteReply {
+            vote: Some(to_wire_vote(&vote)),
+        }))
     }
 
     async fn snapshot(
@@ -134,13 +146,29 @@ impl Peer for PeerService {
         request: Request<Streaming<peer::SnapshotChunk>>,
     ) -> Result<Response<peer::SnapshotReply>, Status> {
         let mut chunks = request.into_inner();
-        let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("empty snapshot stream"))?;
-        let head = first.head.clone().ok_or_else(|| Status::invalid_argument("snapshot without a head"))?;
+        let first = chunks
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("empty snapshot stream"))?;
+        let head = first
+            .head
+            .clone()
+            .ok_or_else(|| Status::invalid_argument("snapshot without a head"))?;
         self.identity.check(head.target)?;
         let vote = wire_vote(head.vote)?;
-        let snapshot = self.replica.snapshots().receive(&head, first, &mut chunks).await?;
-        let reply = self.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        Ok(Response::new(peer::SnapshotReply { vote: Some(to_wire_vote(&reply.vote)) }))
+        let snapshot = self
+            .replica
+            .snapshots()
+            .receive(&head, first, &mut chunks)
+            .await?;
+        let reply = self
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(stopped)?;
+        Ok(Response::new(peer::SnapshotReply {
+            vote: Some(to_wire_vote(&reply.vote)),
+        }))
     }
 
     async fn transfer_leader(
@@ -149,8 +177,11 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::TransferLeaderReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
-        let ask =
-            TransferLeaderRequest::new(wire_vote(request.from)?, request.to, request.last.map(from_wire_log_id));
+        let ask = TransferLeaderRequest::new(
+            wire_vote(request.from)?,
+            request.to,
+            request.last.map(from_wire_log_id),
+        );
         let refused = match self.raft.handle_transfer_leader(ask).await.map_err(stopped)? {
             Ok(()) => String::new(),
             Err(refused) => refused.to_string(),
@@ -164,8 +195,15 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::ForwardReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
-        let proposals = request.commands.into_iter().map(|command| self.replica.propose_forwarded(command));
-        let results = futures::future::join_all(proposals).await.into_iter().map(Forwarded::into_wire).collect();
+        let proposals = request
+            .commands
+            .into_iter()
+            .map(|command| self.replica.propose_forwarded(command));
+        let results = futures::future::join_all(proposals)
+            .await
+            .into_iter()
+            .map(Forwarded::into_wire)
+            .collect();
         Ok(Response::new(peer::ForwardReply { results }))
     }
 
@@ -194,7 +232,10 @@ impl Peer for PeerService {
 fn append_request(message: peer::AppendRequest) -> Result<AppendEntriesRequest<Types>, Status> {
     let entries: Result<Vec<Entry>, _> = message.entries.into_iter().map(Entry::decode).collect();
     Ok(AppendEntriesRequest {
-        vote: message.vote.map(from_wire_vote).ok_or_else(|| Status::invalid_argument("append without a vote"))?,
+        vote: message
+            .vote
+            .map(from_wire_vote)
+            .ok_or_else(|| Status::invalid_argument("append without a vote"))?,
         prev_log_id: message.prev.map(from_wire_log_id),
         entries: entries.map_err(|error| Status::invalid_argument(error.to_string()))?,
         leader_commit: message.committed.map(from_wire_log_id),
@@ -204,7 +245,9 @@ fn append_request(message: peer::AppendRequest) -> Result<AppendEntriesRequest<T
 fn append_reply(result: StreamAppendResult<Types>) -> peer::AppendReply {
     use peer::append_reply::Result as Wire;
     let result = match result {
-        Ok(last) => Wire::Appended(peer::Appended { last: last.as_ref().map(to_wire_log_id) }),
+        Ok(last) => Wire::Appended(peer::Appended {
+            last: last.as_ref().map(to_wire_log_id),
+        }),
         Err(StreamAppendError::Conflict(at)) => Wire::Conflict(to_wire_log_id(&at)),
         Err(StreamAppendError::HigherVote(vote)) => Wire::HigherVote(to_wire_vote(&vote)),
     };

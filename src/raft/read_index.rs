@@ -109,16 +109,28 @@ async fn round(raft: &Raft, peers: &Arc<Peers>, limit: Duration) -> Result<LogId
 async fn standing(raft: &Raft) -> Result<Standing, ReadIndexError> {
     let me = *raft.node_id();
     let (vote, membership) = raft
-        .with_raft_state(|state| (*state.vote_ref(), state.membership_state.effective().membership().clone()))
+        .with_raft_state(|state| {
+            (
+                *state.vote_ref(),
+                state.membership_state.effective().membership().clone(),
+            )
+        })
         .await
         .map_err(|_| ReadIndexError::Stopped)?;
     if !vote.committed || vote.leader_id.node_id != me {
         return Err(ReadIndexError::NotLeader);
     }
-    let voters: Vec<BTreeSet<u64>> =
-        membership.get_joint_config().iter().map(|ids| ids.iter().copied().collect()).collect();
+    let voters: Vec<BTreeSet<u64>> = membership
+        .get_joint_config()
+        .iter()
+        .map(|ids| ids.iter().copied().collect())
+        .collect();
     let is_voter = |id: &u64| voters.iter().any(|set| set.contains(id));
-    let nodes = membership.nodes().filter(|(id, _)| is_voter(id)).map(|(id, node)| (*id, node.clone())).collect();
+    let nodes = membership
+        .nodes()
+        .filter(|(id, _)| is_voter(id))
+        .map(|(id, node)| (*id, node.clone()))
+        .collect();
     Ok(Standing { vote, voters, nodes })
 }
 
@@ -129,8 +141,12 @@ async fn confirmed(raft: &Raft, peers: &Arc<Peers>, standing: &Standing, limit: 
     if is_quorum(&standing.voters, &agreeing) {
         return true;
     }
-    let mut asks: FuturesUnordered<_> =
-        standing.nodes.iter().filter(|(id, _)| *id != me).map(|(id, node)| ask(peers, *id, node, limit)).collect();
+    let mut asks: FuturesUnordered<_> = standing
+        .nodes
+        .iter()
+        .filter(|(id, _)| *id != me)
+        .map(|(id, node)| ask(peers, *id, node, limit))
+        .collect();
     while let Some((id, vote)) = asks.next().await {
         if vote == Some(standing.vote) {
             agreeing.insert(id);
@@ -144,28 +160,39 @@ async fn confirmed(raft: &Raft, peers: &Arc<Peers>, standing: &Standing, limit: 
 
 /// The leader's own vote counts towards the quorum, so it is looked at within the round too.
 async fn still_holds(raft: &Raft, vote: Vote) -> bool {
-    raft.with_raft_state(|state| *state.vote_ref()).await.is_ok_and(|now| now == vote)
+    raft.with_raft_state(|state| *state.vote_ref())
+        .await
+        .is_ok_and(|now| now == vote)
 }
 
 async fn ask(peers: &Peers, id: u64, node: &Node, limit: Duration) -> (u64, Option<Vote>) {
-    let request = ConfirmVoteRequest { target: Some(peers.target(id)) };
+    let request = ConfirmVoteRequest {
+        target: Some(peers.target(id)),
+    };
     let reply = async {
         let mut client = peers.client(id, node, Purpose::Control)?;
         within(limit, client.confirm_vote(request)).await
     };
-    (id, reply.await.ok().and_then(|reply| reply.vote).map(from_wire_vote))
+    (
+        id,
+        reply.await.ok().and_then(|reply| reply.vote).map(from_wire_vote),
+    )
 }
 
 /// A majority of every voter set.
 fn is_quorum(voters: &[BTreeSet<u64>], agreeing: &BTreeSet<u64>) -> bool {
-    voters.iter().all(|set| 2 * set.intersection(agreeing).count() > set.len())
+    voters
+        .iter()
+        .all(|set| 2 * set.intersection(agreeing).count() > set.len())
 }
 
 /// Raft's own way, slower: a round of heartbeats.
 async fn by_heartbeats(raft: &Raft) -> Result<LogId, ReadIndexError> {
     match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(*linearizer.read_log_id().log_id()),
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => Err(not_leading(raft, forward)),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+            Err(not_leading(raft, forward))
+        }
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadIndexError::NoQuorum),
         Err(RaftError::Fatal(_)) => Err(ReadIndexError::Stopped),
     }

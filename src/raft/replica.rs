@@ -53,7 +53,9 @@ pub struct Failure {
 
 impl Default for Failure {
     fn default() -> Self {
-        Failure { reason: Arc::new(watch::channel(None).0) }
+        Failure {
+            reason: Arc::new(watch::channel(None).0),
+        }
     }
 }
 
@@ -164,14 +166,20 @@ fn reply_to_wire(reply: Reply) -> Bytes {
         Ok(response) => response,
         Err(error) => reply::Response::Error(error.text().to_string()),
     };
-    command::Reply { response: Some(response) }.encode_to_vec().into()
+    command::Reply {
+        response: Some(response),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 fn reply_from_wire(bytes: Bytes) -> Result<Reply, ProposeError> {
     let unreadable = |why: String| ProposeError::Unknown(format!("the leader's answer can't be read: {why}"));
     let reply = command::Reply::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
     match reply.response {
-        Some(reply::Response::Error(text)) => Error::parse(&text).map(|error| Reply(Err(error))).ok_or(unreadable(text)),
+        Some(reply::Response::Error(text)) => Error::parse(&text)
+            .map(|error| Reply(Err(error)))
+            .ok_or(unreadable(text)),
         Some(response) => Ok(Reply(Ok(response))),
         None => Err(unreadable("it is empty".to_string())),
     }
@@ -238,7 +246,10 @@ impl Replica {
         };
         let machine = StateMachine::new(opened.state, opened.mark, opened.engine, opened.dir, shell);
         let peers = Arc::new(Peers::new(options.identity.clone(), options.timing));
-        let config = options.timing.config().map_err(|error| OpenError::Timing(error.to_string()))?;
+        let config = options
+            .timing
+            .config()
+            .map_err(|error| OpenError::Timing(error.to_string()))?;
         let raft = Raft::new(
             options.identity.member_id(),
             Arc::new(config),
@@ -250,7 +261,12 @@ impl Replica {
         .map_err(|error| OpenError::Raft(error.to_string()))?;
         let rounds = Rounds::start(raft.clone(), peers.clone(), options.timing.election / 2);
         tokio::spawn(watch_core(raft.clone(), failure.clone()));
-        tokio::spawn(take_snapshots(raft.clone(), wal.clone(), snapshots.clone(), options.snapshot_count));
+        tokio::spawn(take_snapshots(
+            raft.clone(),
+            wal.clone(),
+            snapshots.clone(),
+            options.snapshot_count,
+        ));
         let inner = Inner {
             raft,
             wal,
@@ -265,7 +281,9 @@ impl Replica {
             changing: Mutex::new(()),
             state_closed: Mutex::new(Some(closed)),
         };
-        Ok(Replica { inner: Arc::new(inner) })
+        Ok(Replica {
+            inner: Arc::new(inner),
+        })
     }
 
     /// openraft's handle, for the peer service.
@@ -327,17 +345,27 @@ impl Replica {
         commands: Vec<Bytes>,
         limit: Duration,
     ) -> Result<Vec<Result<Reply, ProposeError>>, ProposeError> {
-        let request = peer::ForwardRequest { target: Some(self.inner.peers.target(leader)), commands };
+        let request = peer::ForwardRequest {
+            target: Some(self.inner.peers.target(leader)),
+            commands,
+        };
         let mut client = self
             .inner
             .peers
             .client(leader, node, Purpose::Forward)
             .map_err(|status| ProposeError::NotProposed(status.to_string()))?;
         match tokio::time::timeout(limit, client.forward(request)).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner().results.into_iter().map(ForwardedResult::from_wire).collect()),
+            Ok(Ok(reply)) => Ok(reply
+                .into_inner()
+                .results
+                .into_iter()
+                .map(ForwardedResult::from_wire)
+                .collect()),
             Ok(Err(status)) if never_sent(&status) => Err(ProposeError::NotProposed(status.to_string())),
             Ok(Err(status)) => Err(ProposeError::Unknown(status.to_string())),
-            Err(_) => Err(ProposeError::Unknown("the leader did not answer in time".to_string())),
+            Err(_) => Err(ProposeError::Unknown(
+                "the leader did not answer in time".to_string(),
+            )),
         }
     }
 
@@ -347,9 +375,16 @@ impl Replica {
     }
 
     /// Asks the leader for the same.
-    pub async fn ask_read_index(&self, leader: u64, node: &Node, limit: Duration) -> Result<u64, tonic::Status> {
+    pub async fn ask_read_index(
+        &self,
+        leader: u64,
+        node: &Node,
+        limit: Duration,
+    ) -> Result<u64, tonic::Status> {
         use peer::read_index_reply::Result as Wire;
-        let request = peer::ReadIndexRequest { target: Some(self.inner.peers.target(leader)) };
+        let request = peer::ReadIndexRequest {
+            target: Some(self.inner.peers.target(leader)),
+        };
         let mut client = self.inner.peers.client(leader, node, Purpose::Control)?;
         match within(limit, client.read_index(request)).await?.result {
             Some(Wire::Index(log_id)) => Ok(from_wire_log_id(log_id).index),
@@ -365,7 +400,11 @@ impl Replica {
 
     /// The vote that this member holds in memory.
     pub async fn vote(&self) -> Result<Vote, String> {
-        self.inner.raft.with_raft_state(|state| *state.vote_ref()).await.map_err(|fatal| fatal.to_string())
+        self.inner
+            .raft
+            .with_raft_state(|state| *state.vote_ref())
+            .await
+            .map_err(|fatal| fatal.to_string())
     }
 
     /// The leader that this member knows of, with its place in the membership.
@@ -373,7 +412,11 @@ impl Replica {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
-        metrics.membership_config.membership().get_node(&leader).map(|node| (leader, node.clone()))
+        metrics
+            .membership_config
+            .membership()
+            .get_node(&leader)
+            .map(|node| (leader, node.clone()))
     }
 
     /// Whether this member leads, as far as it knows.
@@ -384,7 +427,13 @@ impl Replica {
 
     /// Raft's term.
     pub fn term(&self) -> u64 {
-        self.inner.raft.server_metrics().borrow_watched().vote.leader_id.term
+        self.inner
+            .raft
+            .server_metrics()
+            .borrow_watched()
+            .vote
+            .leader_id
+            .term
     }
 
     /// Waits until something about Raft changed: the leader, perhaps.
@@ -415,12 +464,19 @@ impl Replica {
     pub fn membership(&self) -> (BTreeMap<u64, Node>, BTreeSet<u64>) {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
-        (membership.nodes().map(|(id, node)| (*id, node.clone())).collect(), membership.voter_ids().collect())
+        (
+            membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
+            membership.voter_ids().collect(),
+        )
     }
 
     /// Founds a cluster of these members. Only on an empty log.
     pub async fn found(&self, members: BTreeMap<u64, Node>) -> Result<(), String> {
-        self.inner.raft.initialize(members).await.map_err(|error| error.to_string())
+        self.inner
+            .raft
+            .initialize(members)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Whether this member's log or votes say that it belongs to a cluster.
@@ -431,10 +487,17 @@ impl Replica {
     /// A member with a blank disk asks to take the place of the member of its name.
     pub async fn admit(&self, request: peer::JoinRequest) -> peer::JoinReply {
         match self.try_admit(&request).await {
-            Ok(()) => peer::JoinReply { cluster_id: self.inner.identity.cluster_id(), ..Default::default() },
+            Ok(()) => peer::JoinReply {
+                cluster_id: self.inner.identity.cluster_id(),
+                ..Default::default()
+            },
             Err(refused) => {
                 let leader_url = self.leader().map(|(_, node)| node.peer_url).unwrap_or_default();
-                peer::JoinReply { refused, leader_url, ..Default::default() }
+                peer::JoinReply {
+                    refused,
+                    leader_url,
+                    ..Default::default()
+                }
             }
         }
     }
@@ -448,28 +511,42 @@ impl Replica {
         if voters.contains(&request.member_id) {
             return Ok(());
         }
-        let old = nodes.iter().find(|(id, node)| node.name == request.name && **id != request.member_id);
+        let old = nodes
+            .iter()
+            .find(|(id, node)| node.name == request.name && **id != request.member_id);
         if old.is_none() && !nodes.contains_key(&request.member_id) {
             return Err(format!("the cluster has no member named {:?}", request.name));
         }
         self.check_newcomer(request).await?;
-        let node = Node { name: request.name.clone(), peer_url: request.peer_url.clone() };
-        self.replace(old.map(|(id, _)| *id), request.member_id, node).await
+        let node = Node {
+            name: request.name.clone(),
+            peer_url: request.peer_url.clone(),
+        };
+        self.replace(old.map(|(id, _)| *id), request.member_id, node)
+            .await
     }
 
     /// Nobody is put out of the cluster by somebody who merely claims its name: the newcomer itself must answer at
     /// the address where the member is expected.
     async fn check_newcomer(&self, request: &peer::JoinRequest) -> Result<(), String> {
-        let ask = peer::IdentifyRequest { token: request.token.clone(), name: String::new() };
+        let ask = peer::IdentifyRequest {
+            token: request.token.clone(),
+            name: String::new(),
+        };
         let mut client = self
             .inner
             .peers
             .client_at(&request.peer_url, Purpose::Control)
             .map_err(|status| status.message().to_string())?;
-        let reply = within(TRANSFER_LIMIT, client.identify(ask)).await.map_err(|status| status.to_string())?;
+        let reply = within(TRANSFER_LIMIT, client.identify(ask))
+            .await
+            .map_err(|status| status.to_string())?;
         match reply.member_id == request.member_id {
             true => Ok(()),
-            false => Err(format!("at {} answers member {:x}", request.peer_url, reply.member_id)),
+            false => Err(format!(
+                "at {} answers member {:x}",
+                request.peer_url, reply.member_id
+            )),
         }
     }
 
@@ -477,18 +554,28 @@ impl Replica {
     async fn replace(&self, old: Option<u64>, new: u64, node: Node) -> Result<(), String> {
         tracing::info!(member = %node, id = format!("{new:x}"), "adding a member that starts with a blank disk");
         let raft = &self.inner.raft;
-        raft.add_learner(new, node, true).await.map_err(|error| error.to_string())?;
+        raft.add_learner(new, node, true)
+            .await
+            .map_err(|error| error.to_string())?;
         let (_, mut voters) = self.membership();
         if let Some(old) = old {
             voters.remove(&old);
         }
         voters.insert(new);
         let voters = ChangeMembers::ReplaceAllVoters(voters);
-        raft.change_membership(voters, false).await.map_err(|error| error.to_string())?;
+        raft.change_membership(voters, false)
+            .await
+            .map_err(|error| error.to_string())?;
         if let Some(old) = old {
             let op = Op::RemoveMember(RemoveMember { id: old });
-            let command = Command { header: None, op: Some(op) }.encode_to_vec();
-            self.propose(command.into()).await.map_err(|error| format!("{error:?}"))?;
+            let command = Command {
+                header: None,
+                op: Some(op),
+            }
+            .encode_to_vec();
+            self.propose(command.into())
+                .await
+                .map_err(|error| format!("{error:?}"))?;
         }
         Ok(())
     }
@@ -498,9 +585,14 @@ impl Replica {
         let raft = &self.inner.raft;
         let metrics = raft.metrics().borrow_watched().clone();
         let me = self.inner.identity.member_id();
-        let Some(replication) = metrics.replication.filter(|_| metrics.current_leader == Some(me)) else { return };
+        let Some(replication) = metrics.replication.filter(|_| metrics.current_leader == Some(me)) else {
+            return;
+        };
         let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
-        let best = replication.iter().filter(|(id, _)| **id != me && voters.contains(id)).max_by_key(|(_, at)| **at);
+        let best = replication
+            .iter()
+            .filter(|(id, _)| **id != me && voters.contains(id))
+            .max_by_key(|(_, at)| **at);
         let Some((successor, _)) = best else { return };
         tracing::info!(to = format!("{successor:x}"), "handing leadership over");
         if raft.trigger().transfer_leader(*successor).await.is_err() {
@@ -508,7 +600,10 @@ impl Replica {
         }
         let followed = raft
             .wait(Some(TRANSFER_LIMIT))
-            .metrics(|metrics| metrics.current_leader.is_some_and(|leader| leader != me), "another member leads")
+            .metrics(
+                |metrics| metrics.current_leader.is_some_and(|leader| leader != me),
+                "another member leads",
+            )
             .await;
         if followed.is_err() {
             tracing::warn!("nobody took over in time");
@@ -523,7 +618,9 @@ impl Replica {
             let _ = closed.await;
         }
         let wal = self.inner.wal.clone();
-        tokio::task::spawn_blocking(move || wal.close()).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || wal.close())
+            .await
+            .map_err(io::Error::other)?
     }
 }
 
@@ -536,7 +633,9 @@ fn open_wal(options: &Options, failure: &Failure) -> Result<Wal, OpenError> {
     let failure = failure.clone();
     let wal_options = WalOptions {
         log_id: options.identity.member_id(),
-        stop: Some(Arc::new(move |error: &io::Error| failure.report(format!("the write-ahead log failed: {error}")))),
+        stop: Some(Arc::new(move |error: &io::Error| {
+            failure.report(format!("the write-ahead log failed: {error}"))
+        })),
         ..WalOptions::default()
     };
     Ok(Wal::open(options.fs.clone(), &options.wal_dir, wal_options)?)
@@ -554,32 +653,52 @@ fn open_state(options: &Options, wal: &Wal, snapshots: &SnapshotStore) -> Result
     std::fs::create_dir_all(&options.state_dir)?;
     let fresh_engine = fresh_engine(&options.state_dir, options.engine_cache);
     if let Some((state, mark, engine, dir)) = continue_state(options, wal, snapshots)? {
-        return Ok(Opened { state, mark, engine, dir, fresh_engine });
+        return Ok(Opened {
+            state,
+            mark,
+            engine,
+            dir,
+            fresh_engine,
+        });
     }
     for dir in engine_dirs(&options.state_dir)? {
         std::fs::remove_dir_all(dir)?;
     }
     let (dir, engine) = fresh_engine()?;
     let (state, mark) = rebuild(engine.clone(), snapshots)?;
-    Ok(Opened { state, mark, engine, dir, fresh_engine })
+    Ok(Opened {
+        state,
+        mark,
+        engine,
+        dir,
+        fresh_engine,
+    })
 }
 
 type Continued = (State, Mark, Arc<dyn Engine>, PathBuf);
 
 /// The state as the engine has it, if it can be trusted; says why if not.
-fn continue_state(options: &Options, wal: &Wal, snapshots: &SnapshotStore) -> Result<Option<Continued>, OpenError> {
+fn continue_state(
+    options: &Options,
+    wal: &Wal,
+    snapshots: &SnapshotStore,
+) -> Result<Option<Continued>, OpenError> {
     let dirs = engine_dirs(&options.state_dir)?;
     if dirs.is_empty() {
         return Ok(None);
     }
     if !options.trust_state {
-        tracing::warn!("the machine stopped without warning: rebuilding the applied state from snapshot and log");
+        tracing::warn!(
+            "the machine stopped without warning: rebuilding the applied state from snapshot and log"
+        );
         return Ok(None);
     }
     for dir in dirs.into_iter().rev() {
         match try_engine(&dir, options.engine_cache, wal, snapshots) {
             Ok((state, mark, engine)) => return Ok(Some((state, mark, engine, dir))),
-            Err(why) => tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from"),
+            Err(why) => {
+                tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from")
+            }
         }
     }
     tracing::warn!("rebuilding the applied state from snapshot and log");
@@ -599,24 +718,35 @@ fn try_engine(
     let mark = Mark::decode(&mark).map_err(|error| error.to_string())?;
     let applied = mark.applied.map_or(0, |log_id| log_id.index);
     let log = wal.state();
-    let purged = log.purged.as_ref().map(|(_, mark)| decode_log_id(mark)).transpose().map_err(|e| e.to_string())?;
+    let purged = log
+        .purged
+        .as_ref()
+        .map(|(_, mark)| decode_log_id(mark))
+        .transpose()
+        .map_err(|e| e.to_string())?;
     let start = purged.map_or(0, |log_id| log_id.index);
     let end = log.last.unwrap_or(start);
-    let snapshot = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id).map_or(0, |id| id.index);
+    let snapshot = snapshots
+        .current()
+        .and_then(|snapshot| snapshot.meta.last_log_id)
+        .map_or(0, |id| id.index);
     if applied < start.max(snapshot) || applied > end.max(snapshot) {
-        return Err(format!("it is at entry {applied}, the log spans {start} to {end}"));
+        return Err(format!(
+            "it is at entry {applied}, the log spans {start} to {end}"
+        ));
     }
     Ok((state, mark, engine))
 }
 
 fn rebuild(engine: Arc<dyn Engine>, snapshots: &SnapshotStore) -> Result<(State, Mark), OpenError> {
     let Some(snapshot) = snapshots.current() else {
-        let (state, _) = State::open(engine, state::Options::default()).map_err(|e| OpenError::State(e.to_string()))?;
+        let (state, _) =
+            State::open(engine, state::Options::default()).map_err(|e| OpenError::State(e.to_string()))?;
         return Ok((state, Mark::default()));
     };
     let records = snapshot.snapshot.records()?;
-    let (state, mark) =
-        State::restore(engine, state::Options::default(), records).map_err(|e| OpenError::State(e.to_string()))?;
+    let (state, mark) = State::restore(engine, state::Options::default(), records)
+        .map_err(|e| OpenError::State(e.to_string()))?;
     Ok((state, Mark::decode(&mark)?))
 }
 
@@ -624,19 +754,28 @@ fn rebuild(engine: Arc<dyn Engine>, snapshots: &SnapshotStore) -> Result<(State,
 fn engine_dirs(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut numbers = Vec::new();
     for dir in std::fs::read_dir(state_dir)? {
-        if let Some(number) = dir?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()) {
+        if let Some(number) = dir?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u64>().ok())
+        {
             numbers.push(number);
         }
     }
     numbers.sort_unstable();
-    Ok(numbers.into_iter().map(|number| state_dir.join(number.to_string())).collect())
+    Ok(numbers
+        .into_iter()
+        .map(|number| state_dir.join(number.to_string()))
+        .collect())
 }
 
 fn fresh_engine(state_dir: &Path, cache: u64) -> FreshEngine {
     let state_dir = state_dir.to_path_buf();
     Arc::new(move || {
         let last = engine_dirs(&state_dir)?.pop();
-        let last = last.and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok()).unwrap_or(0);
+        let last = last
+            .and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok())
+            .unwrap_or(0);
         let dir = state_dir.join((last + 1).to_string());
         let engine = crate::storage::open_engine(&dir, cache).map_err(io::Error::other)?;
         Ok((dir, engine))
@@ -669,8 +808,13 @@ async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, cou
             return;
         }
         let current = snapshots.current();
-        let limit = current.as_ref().map_or(0, |snapshot| snapshot.snapshot.size() / 2).max(SNAPSHOT_BYTES);
-        let covered = current.and_then(|snapshot| snapshot.meta.last_log_id).map_or(0, |log_id| log_id.index);
+        let limit = current
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.snapshot.size() / 2)
+            .max(SNAPSHOT_BYTES);
+        let covered = current
+            .and_then(|snapshot| snapshot.meta.last_log_id)
+            .map_or(0, |log_id| log_id.index);
         let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
         let by_bytes = wal.bytes_written() - written_at_last > limit;
         let by_count = count > 0 && applied.saturating_sub(covered) >= count;

@@ -64,7 +64,10 @@ impl SnapshotFile {
 
     /// The file's name.
     pub fn name(&self) -> String {
-        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
     }
 
     /// The state's records, each verified as it is read.
@@ -89,7 +92,12 @@ impl SnapshotFile {
                     return;
                 };
                 let crc = crc32c::crc32c(&data);
-                let chunk = SnapshotChunk { head: head.take(), offset, data, crc };
+                let chunk = SnapshotChunk {
+                    head: head.take(),
+                    offset,
+                    data,
+                    crc,
+                };
                 if tx.blocking_send(chunk).is_err() {
                     return;
                 }
@@ -119,16 +127,26 @@ impl SnapshotStore {
                 continue;
             }
             let snapshot = verify(&fs, &path)?;
-            if newest.as_ref().is_none_or(|newest| newest.meta.last_log_id < snapshot.meta.last_log_id) {
+            if newest
+                .as_ref()
+                .is_none_or(|newest| newest.meta.last_log_id < snapshot.meta.last_log_id)
+            {
                 newest = Some(snapshot);
             }
         }
-        Ok(SnapshotStore { fs, dir: dir.to_path_buf(), current: Mutex::new(newest) })
+        Ok(SnapshotStore {
+            fs,
+            dir: dir.to_path_buf(),
+            current: Mutex::new(newest),
+        })
     }
 
     /// The newest snapshot.
     pub fn current(&self) -> Option<Snapshot> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Writes a snapshot. It is durable and current when this returns.
@@ -175,7 +193,10 @@ impl SnapshotStore {
             next = chunks.message().await?;
         }
         if offset != head.size {
-            return Err(Status::data_loss(format!("the snapshot ends at {offset} of {} bytes", head.size)));
+            return Err(Status::data_loss(format!(
+                "the snapshot ends at {offset} of {} bytes",
+                head.size
+            )));
         }
         file.sync_data().map_err(local)?;
         let found = verify(&self.fs, &path).map_err(invalid)?;
@@ -188,7 +209,11 @@ impl SnapshotStore {
 
     /// A received snapshot became this member's state: it is the current one from now on.
     pub fn installed(&self, file: &SnapshotFile, meta: &SnapshotMeta) -> io::Result<()> {
-        if file.path.to_string_lossy().ends_with(TEMPORARY) { self.adopt(&file.path, meta).map(drop) } else { Ok(()) }
+        if file.path.to_string_lossy().ends_with(TEMPORARY) {
+            self.adopt(&file.path, meta).map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     fn temporary(&self, meta: &SnapshotMeta) -> PathBuf {
@@ -201,9 +226,19 @@ impl SnapshotStore {
         let target = self.dir.join(file_name(meta));
         self.fs.rename(path, &target)?;
         self.fs.sync_dir(&self.dir)?;
-        let file = SnapshotFile { path: target, ..written.snapshot };
-        let snapshot = Snapshot { meta: meta.clone(), snapshot: file };
-        let old = self.current.lock().unwrap_or_else(PoisonError::into_inner).replace(snapshot.clone());
+        let file = SnapshotFile {
+            path: target,
+            ..written.snapshot
+        };
+        let snapshot = Snapshot {
+            meta: meta.clone(),
+            snapshot: file,
+        };
+        let old = self
+            .current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(snapshot.clone());
         if let Some(old) = old.filter(|old| old.snapshot.path != snapshot.snapshot.path) {
             // One that is being sent stays readable until it is closed.
             self.fs.remove(&old.snapshot.path)?;
@@ -213,13 +248,17 @@ impl SnapshotStore {
 }
 
 fn file_name(meta: &SnapshotMeta) -> String {
-    let (term, index) = meta.last_log_id.map_or((0, 0), |log_id| (log_id.leader_id.term, log_id.index));
+    let (term, index) = meta
+        .last_log_id
+        .map_or((0, 0), |log_id| (log_id.leader_id.term, log_id.index));
     format!("{term:016x}-{index:016x}.snapshot")
 }
 
 fn check_chunk(chunk: &SnapshotChunk, offset: u64, size: u64) -> Result<(), Status> {
     if crc32c::crc32c(&chunk.data) != chunk.crc {
-        return Err(Status::data_loss(format!("the snapshot was damaged on its way at {offset}")));
+        return Err(Status::data_loss(format!(
+            "the snapshot was damaged on its way at {offset}"
+        )));
     }
     if chunk.offset != offset || offset + chunk.data.len() as u64 > size {
         return Err(Status::invalid_argument("the snapshot's chunks are out of order"));
@@ -249,21 +288,34 @@ fn decode_head(head: &Bytes) -> io::Result<SnapshotMeta> {
         Some(0) => (None, 1),
         _ => return Err(damaged("its head is cut short")),
     };
-    Ok(SnapshotMeta { last_log_id, last_membership: decode_stored_membership(head.slice(rest..))? })
+    Ok(SnapshotMeta {
+        last_log_id,
+        last_membership: decode_stored_membership(head.slice(rest..))?,
+    })
 }
 
 fn damaged(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the snapshot is corrupt: {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the snapshot is corrupt: {what}"),
+    )
 }
 
 /// Reads a whole file; what it covers, if every bit of it is right.
 fn verify(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Snapshot> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let mut frames = Frames::open(&**fs, path).map_err(named)?;
-    let head = frames.next_frame().map_err(named)?.ok_or_else(|| named(damaged("it has no head")))?;
+    let head = frames
+        .next_frame()
+        .map_err(named)?
+        .ok_or_else(|| named(damaged("it has no head")))?;
     let meta = decode_head(&head).map_err(named)?;
     while frames.next_frame().map_err(named)?.is_some() {}
-    let file = SnapshotFile { fs: fs.clone(), path: path.to_path_buf(), size: frames.size };
+    let file = SnapshotFile {
+        fs: fs.clone(),
+        path: path.to_path_buf(),
+        size: frames.size,
+    };
     Ok(Snapshot { meta, snapshot: file })
 }
 
@@ -283,18 +335,30 @@ impl Writer {
         let mut buffer = BytesMut::with_capacity(WRITE_BYTES + WRITE_BYTES / 4);
         buffer.put_slice(MAGIC);
         buffer.put_u32_le(FORMAT);
-        Ok(Writer { file: fs.create(path)?, at: 0, buffer, chain: FORMAT, frames: 0 })
+        Ok(Writer {
+            file: fs.create(path)?,
+            at: 0,
+            buffer,
+            chain: FORMAT,
+            frames: 0,
+        })
     }
 
     fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(payload.len()).ok().filter(|length| *length <= MAX_FRAME);
+        let length = u32::try_from(payload.len())
+            .ok()
+            .filter(|length| *length <= MAX_FRAME);
         let length = length.ok_or_else(|| io::Error::other("a snapshot record is too large"))?;
         self.chain = crc32c::crc32c_append(self.chain, payload);
         self.frames += 1;
         self.buffer.put_u32_le(length);
         self.buffer.put_u32_le(self.chain);
         self.buffer.put_slice(payload);
-        if self.buffer.len() >= WRITE_BYTES { self.write() } else { Ok(()) }
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write()
+        } else {
+            Ok(())
+        }
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -327,7 +391,7 @@ struct Frames {
 impl Frames {
     fn open(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
         let file = fs.open(path)?;
-        let size = file.len()?;
+        let size = file.length()?;
         if size < PREAMBLE {
             return Err(damaged("it is cut short"));
         }
@@ -340,7 +404,14 @@ impl Frames {
             let text = format!("the snapshot has format {format}, this version of pontoon knows {FORMAT}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        Ok(Frames { file, size, at: PREAMBLE, chain: FORMAT, count: 0, ended: false })
+        Ok(Frames {
+            file,
+            size,
+            at: PREAMBLE,
+            chain: FORMAT,
+            count: 0,
+            ended: false,
+        })
     }
 
     /// The next frame's payload; nothing after the end frame.
@@ -397,10 +468,15 @@ mod tests {
 
     fn written(frames: &[&[u8]]) -> (SimFs, PathBuf) {
         let (fs, path) = (SimFs::default(), PathBuf::from("/s/file"));
-        let meta = SnapshotMeta { last_log_id: Some(new_log_id(2, 3, 4)), ..SnapshotMeta::default() };
+        let meta = SnapshotMeta {
+            last_log_id: Some(new_log_id(2, 3, 4)),
+            ..SnapshotMeta::default()
+        };
         let mut writer = Writer::create(&fs, &path).expect("created");
         writer.frame(&encode_head(&meta)).expect("written");
-        frames.iter().for_each(|frame| writer.frame(frame).expect("written"));
+        frames
+            .iter()
+            .for_each(|frame| writer.frame(frame).expect("written"));
         writer.finish().expect("written");
         (fs, path)
     }
@@ -410,7 +486,12 @@ mod tests {
         let (fs, path) = written(&[b"one", b"", b"three"]);
         let snapshot = verify(&(Arc::new(fs) as Arc<dyn Fs>), &path).expect("whole");
         assert_eq!(snapshot.meta.last_log_id, Some(new_log_id(2, 3, 4)));
-        let records: Vec<Bytes> = snapshot.snapshot.records().expect("opened").collect::<io::Result<_>>().expect("read");
+        let records: Vec<Bytes> = snapshot
+            .snapshot
+            .records()
+            .expect("opened")
+            .collect::<io::Result<_>>()
+            .expect("read");
         assert_eq!(records, [&b"one"[..], b"", b"three"]);
     }
 

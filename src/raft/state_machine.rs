@@ -66,7 +66,10 @@ impl Mark {
             0 => (None, 1),
             _ => (Some(decode_log_id(bytes.get(1..25).ok_or_else(short)?)?), 25),
         };
-        Ok(Mark { applied, membership: decode_stored_membership(bytes.slice(rest..))? })
+        Ok(Mark {
+            applied,
+            membership: decode_stored_membership(bytes.slice(rest..))?,
+        })
     }
 }
 
@@ -116,9 +119,18 @@ impl Drop for Flushed {
 impl StateMachine {
     /// Takes over an opened state, kept in `engine` at `engine_dir`, and starts saving behind it.
     pub fn new(state: State, mark: Mark, engine: Arc<dyn Engine>, engine_dir: PathBuf, shell: Shell) -> Self {
-        shell.applied.send_replace(mark.applied.map_or(0, |log_id| log_id.index));
+        shell
+            .applied
+            .send_replace(mark.applied.map_or(0, |log_id| log_id.index));
         let saving = Saving::start(state.saver(), shell.failure.clone());
-        StateMachine { state, mark, saving, engine: Flushed(engine), engine_dir, shell }
+        StateMachine {
+            state,
+            mark,
+            saving,
+            engine: Flushed(engine),
+            engine_dir,
+            shell,
+        }
     }
 
     /// Sees what is sealed; stays valid when a snapshot is installed.
@@ -135,7 +147,9 @@ impl StateMachine {
     /// Makes what was applied visible, then tells those who wait for it.
     fn publish(&mut self, answers: &mut Vec<(openraft::storage::ApplyResponder<Types>, Reply)>) {
         self.state.seal(self.mark.encode());
-        self.shell.applied.send_replace(self.mark.applied.map_or(0, |log_id| log_id.index));
+        self.shell
+            .applied
+            .send_replace(self.mark.applied.map_or(0, |log_id| log_id.index));
         for (responder, reply) in answers.drain(..) {
             responder.send(reply);
         }
@@ -143,8 +157,8 @@ impl StateMachine {
 
     fn load(&self, file: &SnapshotFile) -> io::Result<Loaded> {
         let (dir, engine) = (self.shell.fresh_engine)()?;
-        let (state, mark) =
-            State::restore(engine.clone(), self.shell.options.clone(), file.records()?).map_err(io::Error::other)?;
+        let (state, mark) = State::restore(engine.clone(), self.shell.options.clone(), file.records()?)
+            .map_err(io::Error::other)?;
         Ok((dir, engine, state, Mark::decode(&mark)?))
     }
 }
@@ -198,7 +212,9 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
         let (dir, engine, state, mark) = tokio::task::block_in_place(|| self.load(&file))?;
         if mark.applied != meta.last_log_id {
-            return Err(io::Error::other("the snapshot's contents and its description differ"));
+            return Err(io::Error::other(
+                "the snapshot's contents and its description differ",
+            ));
         }
         // Durable before it is state: the log before it is about to be purged.
         self.shell.snapshots.installed(&file, meta)?;
@@ -230,13 +246,18 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let source = self.source.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
+        let source = self
+            .source
+            .take()
+            .ok_or_else(|| io::Error::other("a builder builds once"))?;
         let meta = SnapshotMeta {
             last_log_id: self.mark.applied,
             last_membership: self.mark.membership.clone(),
         };
         let snapshots = self.snapshots.clone();
-        tokio::task::spawn_blocking(move || snapshots.build(meta, source)).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || snapshots.build(meta, source))
+            .await
+            .map_err(io::Error::other)?
     }
 }
 
@@ -264,7 +285,12 @@ impl Saving {
                 })
                 .expect("the system has room for one more thread at start")
         };
-        Saving { saver, wake, stopping, thread: Some(thread) }
+        Saving {
+            saver,
+            wake,
+            stopping,
+            thread: Some(thread),
+        }
     }
 
     async fn wait_below(&self, limit: usize) {
@@ -318,7 +344,10 @@ mod tests {
     #[test]
     fn a_mark_is_read_back_as_it_was() {
         for applied in [None, Some(new_log_id(2, 3, 4))] {
-            let mark = Mark { applied, membership: StoredMembership::default() };
+            let mark = Mark {
+                applied,
+                membership: StoredMembership::default(),
+            };
             assert_eq!(Mark::decode(&mark.encode()).expect("read back"), mark);
         }
         assert!(Mark::decode(&Bytes::new()).is_err());

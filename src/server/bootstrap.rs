@@ -47,10 +47,7 @@ pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> 
     let mut next_complaint = Instant::now() + COMPLAIN;
     while !belongs(replica) {
         let met = meet(replica, meeting).await?;
-        let problem = match act(replica, meeting, &met).await {
-            Ok(()) => None,
-            Err(problem) => Some(problem),
-        };
+        let problem = act(replica, meeting, &met).await.err();
         if let Some(problem) = problem.filter(|_| Instant::now() > next_complaint) {
             tracing::warn!(%problem, "not yet in a cluster");
             next_complaint = Instant::now() + COMPLAIN;
@@ -72,7 +69,9 @@ async fn meet(replica: &Replica, meeting: &Meeting) -> anyhow::Result<Met> {
     let mut met = Met::new();
     for (name, urls) in &meeting.members {
         for url in urls {
-            let Ok(reply) = identify(replica, meeting, url).await else { continue };
+            let Ok(reply) = identify(replica, meeting, url).await else {
+                continue;
+            };
             if &reply.name != name {
                 bail!(
                     "--initial-cluster says that {name:?} is at {url}, but {:?} answers there: give all members the \
@@ -87,7 +86,11 @@ async fn meet(replica: &Replica, meeting: &Meeting) -> anyhow::Result<Met> {
     Ok(met)
 }
 
-async fn identify(replica: &Replica, meeting: &Meeting, url: &str) -> Result<peer::IdentifyReply, tonic::Status> {
+async fn identify(
+    replica: &Replica,
+    meeting: &Meeting,
+    url: &str,
+) -> Result<peer::IdentifyReply, tonic::Status> {
     let request = peer::IdentifyRequest {
         token: meeting.introduction.token.clone(),
         name: meeting.introduction.name.clone(),
@@ -102,20 +105,34 @@ async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), Stri
     if replica.identity().cluster_id() != 0 {
         return Err("waiting for the cluster's leader".to_string());
     }
-    let settled = met.iter().find(|(name, (_, reply))| *name != &me.name && reply.cluster_id != 0);
+    let settled = met
+        .iter()
+        .find(|(name, (_, reply))| *name != &me.name && reply.cluster_id != 0);
     if let Some((_, (url, _))) = settled {
         return join(replica, meeting, url).await;
     }
     if meeting.existing_only {
         return Err("--initial-cluster-state is existing, but no member of a cluster answers".to_string());
     }
-    let missing: Vec<&str> =
-        meeting.members.keys().filter(|name| !met.contains_key(*name)).map(String::as_str).collect();
+    let missing: Vec<&str> = meeting
+        .members
+        .keys()
+        .filter(|name| !met.contains_key(*name))
+        .map(String::as_str)
+        .collect();
     if !missing.is_empty() {
-        return Err(format!("waiting for {}: a new cluster starts when all its members have met", missing.join(", ")));
+        return Err(format!(
+            "waiting for {}: a new cluster starts when all its members have met",
+            missing.join(", ")
+        ));
     }
-    if let Some((name, _)) = met.iter().find(|(_, (_, reply))| reply.initial_cluster != me.initial_cluster) {
-        return Err(format!("{name} has another --initial-cluster: give all members the same"));
+    if let Some((name, _)) = met
+        .iter()
+        .find(|(_, (_, reply))| reply.initial_cluster != me.initial_cluster)
+    {
+        return Err(format!(
+            "{name} has another --initial-cluster: give all members the same"
+        ));
     }
     match meeting.members.keys().next() == Some(&me.name) {
         true => found(replica, met).await,
@@ -126,21 +143,41 @@ async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), Stri
 async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
     let members: BTreeMap<u64, Node> = met
         .iter()
-        .map(|(name, (url, reply))| (reply.member_id, Node { name: name.clone(), peer_url: url.clone() }))
+        .map(|(name, (url, reply))| {
+            (
+                reply.member_id,
+                Node {
+                    name: name.clone(),
+                    peer_url: url.clone(),
+                },
+            )
+        })
         .collect();
     if members.len() != met.len() {
         return Err("two members have the same id: is a data directory used twice?".to_string());
     }
     let cluster_id = random_id();
-    tracing::info!(cluster_id = format!("{cluster_id:x}"), members = members.len(), "founding a new cluster");
-    replica.identity().adopt(cluster_id).map_err(|error| error.to_string())?;
+    tracing::info!(
+        cluster_id = format!("{cluster_id:x}"),
+        members = members.len(),
+        "founding a new cluster"
+    );
+    replica
+        .identity()
+        .adopt(cluster_id)
+        .map_err(|error| error.to_string())?;
     replica.found(members).await
 }
 
 async fn join(replica: &Replica, meeting: &Meeting, url: &str) -> Result<(), String> {
     let me = &meeting.introduction;
     let mut url = url.to_string();
-    let own_url = meeting.members.get(&me.name).and_then(|urls| urls.first()).cloned().unwrap_or_default();
+    let own_url = meeting
+        .members
+        .get(&me.name)
+        .and_then(|urls| urls.first())
+        .cloned()
+        .unwrap_or_default();
     // The one asked may send us on to the leader, once.
     for _ in 0..2 {
         let request = peer::JoinRequest {
@@ -149,9 +186,14 @@ async fn join(replica: &Replica, meeting: &Meeting, url: &str) -> Result<(), Str
             name: me.name.clone(),
             peer_url: own_url.clone(),
         };
-        let mut client = replica.peers().client_at(&url, Purpose::Snapshot).map_err(|status| status.to_string())?;
+        let mut client = replica
+            .peers()
+            .client_at(&url, Purpose::Snapshot)
+            .map_err(|status| status.to_string())?;
         tracing::info!(%url, "asking to join with a blank disk");
-        let reply = within(JOIN, client.join(request)).await.map_err(|status| status.to_string())?;
+        let reply = within(JOIN, client.join(request))
+            .await
+            .map_err(|status| status.to_string())?;
         if reply.refused.is_empty() {
             return Ok(());
         }

@@ -45,8 +45,12 @@ pub struct DataDir {
 impl DataDir {
     /// Opens the directory of the member `name`, or makes it, with a new random id.
     pub fn open(path: &Path, name: &str) -> anyhow::Result<DataDir> {
-        std::fs::create_dir_all(path)
-            .with_context(|| format!("cannot create --data-dir {}: check the path and its permissions", path.display()))?;
+        std::fs::create_dir_all(path).with_context(|| {
+            format!(
+                "cannot create --data-dir {}: check the path and its permissions",
+                path.display()
+            )
+        })?;
         let lock = lock(path)?;
         let file = path.join("member.toml");
         let is_new = !file.exists();
@@ -56,7 +60,13 @@ impl DataDir {
         };
         let trust_state = left_trustworthy(path);
         mark_running(path).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
-        Ok(DataDir { path: path.to_path_buf(), member: Arc::new(Mutex::new(member)), trust_state, is_new, _lock: lock })
+        Ok(DataDir {
+            path: path.to_path_buf(),
+            member: Arc::new(Mutex::new(member)),
+            trust_state,
+            is_new,
+            _lock: lock,
+        })
     }
 
     /// Whether the directory was made just now.
@@ -109,11 +119,19 @@ fn lock(path: &Path) -> anyhow::Result<File> {
         .truncate(false)
         .write(true)
         .open(path.join("lock"))
-        .with_context(|| format!("cannot write to --data-dir {}: check its permissions", path.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot write to --data-dir {}: check its permissions",
+                path.display()
+            )
+        })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("--data-dir {} is in use by another process: give each member its own", path.display())
+            bail!(
+                "--data-dir {} is in use by another process: give each member its own",
+                path.display()
+            )
         }
         Err(TryLockError::Error(error)) => Err(error).context("cannot lock --data-dir"),
     }
@@ -147,14 +165,16 @@ fn read(file: &Path, path: &Path, name: &str) -> anyhow::Result<MemberFile> {
         format: u32,
     }
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let Format { format } = toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+    let Format { format } =
+        toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
     if format > FORMAT {
         bail!(
             "--data-dir {} has format {format}, this version of pontoon knows up to {FORMAT}: use the newer version",
             path.display()
         );
     }
-    let member: MemberFile = toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+    let member: MemberFile =
+        toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
     if member.name != name {
         bail!(
             "--data-dir {} belongs to member {:?}, but --name is {name:?}: use that member's own directory",
@@ -221,7 +241,13 @@ mod tests {
         drop(first);
         assert!(refusal(DataDir::open(dir.path(), "n2")).contains("belongs to member \"n1\""));
         let again = DataDir::open(dir.path(), "n1").expect("opened");
-        assert_eq!((again.member_id().expect("an id"), again.cluster_id().expect("an id")), (id, 77));
+        assert_eq!(
+            (
+                again.member_id().expect("an id"),
+                again.cluster_id().expect("an id")
+            ),
+            (id, 77)
+        );
     }
 
     #[test]
@@ -229,7 +255,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         drop(DataDir::open(dir.path(), "n1").expect("made"));
         let file = dir.path().join("member.toml");
-        let text = std::fs::read_to_string(&file).expect("there").replace("format = 1", "format = 9");
+        let text = std::fs::read_to_string(&file)
+            .expect("there")
+            .replace("format = 1", "format = 9");
         std::fs::write(&file, text).expect("written");
         assert!(refusal(DataDir::open(dir.path(), "n1")).contains("has format 9"));
     }

@@ -97,15 +97,22 @@ impl Server {
 
     /// The members, as clients see them, by id.
     pub fn members(&self) -> Vec<Member> {
-        let published: BTreeMap<u64, SetMember> =
-            self.reader().members().into_iter().map(|member| (member.id, member)).collect();
+        let published: BTreeMap<u64, SetMember> = self
+            .reader()
+            .members()
+            .into_iter()
+            .map(|member| (member.id, member))
+            .collect();
         let (nodes, voters) = self.replica.membership();
         let member = |(id, node): (u64, crate::raft::Node)| {
             let published = published.get(&id).cloned();
             let peer_urls = published.as_ref().map(|member| member.peer_urls.clone());
             Member {
                 id,
-                name: published.as_ref().map(|member| member.name.clone()).unwrap_or_default(),
+                name: published
+                    .as_ref()
+                    .map(|member| member.name.clone())
+                    .unwrap_or_default(),
                 peer_ur_ls: peer_urls.unwrap_or_else(|| vec![node.peer_url]),
                 client_ur_ls: published.map(|member| member.client_urls).unwrap_or_default(),
                 is_learner: !voters.contains(&id),
@@ -132,14 +139,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         outcome = serve_clients(&config, &replica, introduction, clients, &mut signals) => outcome,
         reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
     };
-    if outcome.is_err() {
-        // The disk or the log failed: nothing can be saved, and `running` stays, so that the next start looks closely.
-        return outcome;
-    }
+    // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
+    outcome?;
     stop.send_replace(true);
     replica.close().await.context("cannot close the log")?;
     drop(peer_tasks);
-    data_dir.mark_clean().context("cannot mark --data-dir as closed")?;
+    data_dir
+        .mark_clean()
+        .context("cannot mark --data-dir as closed")?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -168,7 +175,11 @@ async fn serve_clients(
         barrier: Barrier::new(replica.clone(), timeout),
     };
     let publishing = tokio::spawn(publish(server.clone(), own_record(config, server.member_id())));
-    let addresses: Vec<String> = listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.to_string()).collect();
+    let addresses: Vec<String> = listeners
+        .iter()
+        .filter_map(|l| l.local_addr().ok())
+        .map(|a| a.to_string())
+        .collect();
     let (stop, stopping) = watch::channel(false);
     let tasks = serve(listeners, api::routes(&server)?, &stopping);
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
@@ -194,25 +205,35 @@ fn limits(config: &Config, timeout: Duration) -> Limits {
 }
 
 async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
-    let identity =
-        Identity::new(data_dir.member_id()?, data_dir.cluster_id()?, Box::new(data_dir.persist_cluster_id()));
+    let identity = Identity::new(
+        data_dir.member_id()?,
+        data_dir.cluster_id()?,
+        Box::new(data_dir.persist_cluster_id()),
+    );
     let options = Options {
         wal_dir: data_dir.join("wal"),
         snapshot_dir: data_dir.join("snapshots"),
         state_dir: data_dir.join("state"),
-        fs: Arc::new(RealFs::default()),
+        fs: Arc::new(RealFs),
         trust_state: data_dir.trust_state(),
-        timing: Timing { heartbeat: config.heartbeat_interval, election: config.election_timeout },
+        timing: Timing {
+            heartbeat: config.heartbeat_interval,
+            election: config.election_timeout,
+        },
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
     };
-    Replica::open(options).await.with_context(|| format!("cannot open --data-dir {}", config.data_dir.display()))
+    Replica::open(options)
+        .await
+        .with_context(|| format!("cannot open --data-dir {}", config.data_dir.display()))
 }
 
 fn introduction(config: &Config) -> Introduction {
     let members = config.initial_cluster.iter();
-    let members: Vec<String> = members.map(|(name, urls)| format!("{name}={}", urls.join(";"))).collect();
+    let members: Vec<String> = members
+        .map(|(name, urls)| format!("{name}={}", urls.join(";")))
+        .collect();
     Introduction {
         name: config.name.clone(),
         token: config.initial_cluster_token.clone(),
@@ -247,7 +268,10 @@ async fn publish(server: Server, own: SetMember) {
 async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     for url in urls {
-        let address = url.split_once("://").map_or(url.as_str(), |(_, address)| address).trim_end_matches('/');
+        let address = url
+            .split_once("://")
+            .map_or(url.as_str(), |(_, address)| address)
+            .trim_end_matches('/');
         let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
             .await
             .with_context(|| format!("{flag}: {url}: cannot resolve {address}"))?
@@ -278,7 +302,11 @@ async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
 type Tasks = Vec<tokio::task::JoinHandle<()>>;
 
 /// Serves on all listeners until `stopping`; each task then ends when its last request did.
-fn serve(listeners: Vec<TcpListener>, routes: tonic::service::Routes, stopping: &watch::Receiver<bool>) -> Tasks {
+fn serve(
+    listeners: Vec<TcpListener>,
+    routes: tonic::service::Routes,
+    stopping: &watch::Receiver<bool>,
+) -> Tasks {
     let serve_one = |listener| {
         let mut stopping = stopping.clone();
         let routes = routes.clone();
@@ -314,7 +342,10 @@ struct Signals {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Returns at the first one; a second one ends the process at once.

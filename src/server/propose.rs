@@ -60,7 +60,12 @@ impl Proposer {
         // Each waiting command belongs to a request that is counted in flight.
         let (forward, queue) = mpsc::channel(limits.in_flight.max(1));
         tokio::spawn(forward_batches(replica.clone(), queue, limits.timeout));
-        Proposer { replica, limits, in_flight: Arc::new(Semaphore::new(limits.in_flight)), forward }
+        Proposer {
+            replica,
+            limits,
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            forward,
+        }
     }
 
     /// The limits in force.
@@ -80,7 +85,9 @@ impl Proposer {
                     tracing::debug!(%why, "a proposal's outcome is unknown");
                     return Err(Error::TimeoutConnectionLost);
                 }
-                Ok(Err(ProposeError::NotProposed(_))) if Instant::now() + RETRY < deadline => self.look_again().await,
+                Ok(Err(ProposeError::NotProposed(_))) if Instant::now() + RETRY < deadline => {
+                    self.look_again().await
+                }
                 Ok(Err(ProposeError::NotProposed(_))) => return Err(Error::NoLeader),
                 Err(_) => return Err(Error::Timeout),
             }
@@ -93,7 +100,10 @@ impl Proposer {
             max_txn_ops: self.limits.txn_ops,
             ..Header::default()
         };
-        let command = Command { header: Some(header), op: Some(op) };
+        let command = Command {
+            header: Some(header),
+            op: Some(op),
+        };
         match command.encoded_len() > self.limits.request_bytes {
             true => Err(Error::RequestTooLarge),
             false => Ok(command.encode_to_vec().into()),
@@ -106,8 +116,13 @@ impl Proposer {
         }
         let (done, reply) = oneshot::channel();
         let stopped = || ProposeError::NotProposed("this member is stopping".to_string());
-        self.forward.send(Waiting { command, done }).await.map_err(|_| stopped())?;
-        reply.await.map_err(|_| ProposeError::Unknown("this member is stopping".to_string()))?
+        self.forward
+            .send(Waiting { command, done })
+            .await
+            .map_err(|_| stopped())?;
+        reply
+            .await
+            .map_err(|_| ProposeError::Unknown("this member is stopping".to_string()))?
     }
 
     async fn look_again(&self) {
@@ -120,7 +135,9 @@ async fn forward_batches(replica: Replica, mut queue: mpsc::Receiver<Waiting>, l
     let slots = Arc::new(Semaphore::new(BATCHES));
     let mut held = None;
     while let Some(batch) = next_batch(&mut queue, &mut held).await {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let replica = replica.clone();
         tokio::spawn(async move {
             forward(&replica, batch, limit).await;
@@ -154,14 +171,21 @@ async fn forward(replica: &Replica, batch: Vec<Waiting>, limit: Duration) {
         return answer_all(batch, ProposeError::NotProposed("no leader is known".to_string()));
     };
     if leader == replica.identity().member_id() {
-        return answer_all(batch, ProposeError::NotProposed("this member leads now".to_string()));
+        return answer_all(
+            batch,
+            ProposeError::NotProposed("this member leads now".to_string()),
+        );
     }
     let commands = batch.iter().map(|waiting| waiting.command.clone()).collect();
     match replica.forward(leader, &node, commands, limit).await {
         Ok(replies) => {
             let mut replies = replies.into_iter();
             for waiting in batch {
-                let missing = || Err(ProposeError::Unknown("the leader's answer is cut short".to_string()));
+                let missing = || {
+                    Err(ProposeError::Unknown(
+                        "the leader's answer is cut short".to_string(),
+                    ))
+                };
                 // A requester that gave up is no concern of the others.
                 let _ = waiting.done.send(replies.next().unwrap_or_else(missing));
             }

@@ -35,7 +35,11 @@ impl Barrier {
         let (waiters, queue) = mpsc::channel(WAITERS);
         let applied = replica.applied();
         tokio::spawn(ask_for_all(replica, queue));
-        Barrier { waiters, applied, timeout }
+        Barrier {
+            waiters,
+            applied,
+            timeout,
+        }
     }
 
     /// Returns once everything that was acknowledged before the call is visible here.
@@ -43,7 +47,10 @@ impl Barrier {
         let deadline = Instant::now() + self.timeout;
         let (waiter, index) = oneshot::channel();
         self.waiters.send(waiter).await.map_err(|_| Error::Stopped)?;
-        let index = timeout_at(deadline, index).await.map_err(|_| Error::Timeout)?.map_err(|_| Error::Stopped)?;
+        let index = timeout_at(deadline, index)
+            .await
+            .map_err(|_| Error::Timeout)?
+            .map_err(|_| Error::Stopped)?;
         let mut applied = self.applied.clone();
         match timeout_at(deadline, applied.wait_for(|applied| *applied >= index)).await {
             Ok(Ok(_)) => Ok(()),
@@ -85,5 +92,8 @@ async fn ask(replica: &Replica) -> Option<u64> {
         return replica.read_index().await.ok().map(|log_id| log_id.index);
     }
     let (leader, node) = replica.leader()?;
-    replica.ask_read_index(leader, &node, replica.timing().election).await.ok()
+    replica
+        .ask_read_index(leader, &node, replica.timing().election)
+        .await
+        .ok()
 }

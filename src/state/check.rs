@@ -14,8 +14,13 @@ pub fn check_range(request: &RangeRequest) -> Result<(), Error> {
     if request.key.is_empty() {
         return Err(Error::EmptyKey);
     }
-    let known = SortOrder::try_from(request.sort_order).is_ok() && SortTarget::try_from(request.sort_target).is_ok();
-    if known { Ok(()) } else { Err(Error::InvalidSortOption) }
+    let known =
+        SortOrder::try_from(request.sort_order).is_ok() && SortTarget::try_from(request.sort_target).is_ok();
+    if known {
+        Ok(())
+    } else {
+        Err(Error::InvalidSortOption)
+    }
 }
 
 /// Checks a put.
@@ -33,7 +38,11 @@ pub fn check_put(request: &PutRequest) -> Result<(), Error> {
 
 /// Checks a delete.
 pub fn check_delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
-    if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
+    if request.key.is_empty() {
+        Err(Error::EmptyKey)
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks a transaction, both branches of it and of those inside it.
@@ -45,7 +54,11 @@ pub fn check_txn(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
 }
 
 fn check_ops(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
-    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let ops = request
+        .compare
+        .len()
+        .max(request.success.len())
+        .max(request.failure.len());
     if ops > max_ops {
         return Err(Error::TooManyOps);
     }
@@ -54,7 +67,11 @@ fn check_ops(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
     }
     // What is nested may use what is left.
     let left = max_ops - ops;
-    request.success.iter().chain(&request.failure).try_for_each(|op| check_op(op, left))
+    request
+        .success
+        .iter()
+        .chain(&request.failure)
+        .try_for_each(|op| check_op(op, left))
 }
 
 fn check_op(op: &RequestOp, max_ops: usize) -> Result<(), Error> {
@@ -151,22 +168,49 @@ mod tests {
     use super::*;
 
     fn put(key: &'static str) -> RequestOp {
-        let request = PutRequest { key: Bytes::from_static(key.as_bytes()), ..PutRequest::default() };
-        RequestOp { request: Some(Request::RequestPut(request)) }
+        let request = PutRequest {
+            key: Bytes::from_static(key.as_bytes()),
+            ..PutRequest::default()
+        };
+        RequestOp {
+            request: Some(Request::RequestPut(request)),
+        }
     }
 
     fn delete(key: &'static str, range_end: &'static str) -> RequestOp {
-        let (key, range_end) = (Bytes::from_static(key.as_bytes()), Bytes::from_static(range_end.as_bytes()));
-        let request = DeleteRangeRequest { key, range_end, prev_kv: false };
-        RequestOp { request: Some(Request::RequestDeleteRange(request)) }
+        let (key, range_end) = (
+            Bytes::from_static(key.as_bytes()),
+            Bytes::from_static(range_end.as_bytes()),
+        );
+        let request = DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: false,
+        };
+        RequestOp {
+            request: Some(Request::RequestDeleteRange(request)),
+        }
     }
 
     fn nested(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
-        RequestOp { request: Some(Request::RequestTxn(TxnRequest { compare: vec![], success, failure })) }
+        RequestOp {
+            request: Some(Request::RequestTxn(TxnRequest {
+                compare: vec![],
+                success,
+                failure,
+            })),
+        }
     }
 
     fn check(success: Vec<RequestOp>) -> Result<(), Error> {
-        check_txn(&TxnRequest { compare: vec![], success, failure: vec![] }, 128)
+        check_txn(
+            &TxnRequest {
+                compare: vec![],
+                success,
+                failure: vec![],
+            },
+            128,
+        )
     }
 
     #[test]
@@ -176,7 +220,13 @@ mod tests {
         assert_eq!(check(vec![put("a"), put("a")]), duplicate);
         assert_eq!(check(vec![put("a"), nested(vec![put("a")], vec![])]), duplicate);
         assert_eq!(check(vec![nested(vec![put("a")], vec![put("a")])]), Ok(()));
-        assert_eq!(check(vec![nested(vec![put("a")], vec![]), nested(vec![], vec![put("a")])]), duplicate);
+        assert_eq!(
+            check(vec![
+                nested(vec![put("a")], vec![]),
+                nested(vec![], vec![put("a")])
+            ]),
+            duplicate
+        );
     }
 
     #[test]
@@ -186,10 +236,19 @@ mod tests {
         assert_eq!(check(vec![put("b"), delete("b", "")]), duplicate);
         assert_eq!(check(vec![delete("a", "c"), put("c")]), Ok(()));
         assert_eq!(check(vec![delete("a", "c"), delete("b", "d")]), Ok(()));
-        assert_eq!(check(vec![delete("a", "c"), nested(vec![put("b")], vec![])]), duplicate);
-        assert_eq!(check(vec![nested(vec![delete("a", "c")], vec![]), put("b")]), duplicate);
+        assert_eq!(
+            check(vec![delete("a", "c"), nested(vec![put("b")], vec![])]),
+            duplicate
+        );
+        assert_eq!(
+            check(vec![nested(vec![delete("a", "c")], vec![]), put("b")]),
+            duplicate
+        );
         // Of two nested transactions the earlier may put what the later deletes, not the other way round.
-        let (puts, deletes) = (nested(vec![put("b")], vec![]), nested(vec![], vec![delete("a", "c")]));
+        let (puts, deletes) = (
+            nested(vec![put("b")], vec![]),
+            nested(vec![], vec![delete("a", "c")]),
+        );
         assert_eq!(check(vec![puts.clone(), deletes.clone()]), Ok(()));
         assert_eq!(check(vec![deletes, puts]), duplicate);
         // etcd's quirk.
@@ -202,7 +261,14 @@ mod tests {
         let txn = |outer: usize, inner: usize| {
             let mut success = ops(outer - 1);
             success.push(nested(ops(inner), vec![]));
-            check_txn(&TxnRequest { compare: vec![], success, failure: vec![] }, 10)
+            check_txn(
+                &TxnRequest {
+                    compare: vec![],
+                    success,
+                    failure: vec![],
+                },
+                10,
+            )
         };
         assert_eq!(txn(6, 4), Ok(()));
         assert_eq!(txn(6, 5), Err(Error::TooManyOps));
@@ -212,7 +278,11 @@ mod tests {
     fn malformed_ops_are_refused() {
         assert_eq!(check(vec![RequestOp { request: None }]), Err(Error::KeyNotFound));
         assert_eq!(check(vec![put("")]), Err(Error::EmptyKey));
-        let mut range = RangeRequest { key: Bytes::from_static(b"a"), sort_target: 9, ..RangeRequest::default() };
+        let mut range = RangeRequest {
+            key: Bytes::from_static(b"a"),
+            sort_target: 9,
+            ..RangeRequest::default()
+        };
         assert_eq!(check_range(&range), Err(Error::InvalidSortOption));
         range.sort_target = 4;
         assert_eq!(check_range(&range), Ok(()));

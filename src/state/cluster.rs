@@ -24,5 +24,8 @@ pub fn remove(write: &mut Write<'_>, id: u64) {
 pub fn members(store: &Store) -> Vec<SetMember> {
     let records = store.records(keys::members());
     // Written by `set`: a record that can't be read was written by a newer version, and is left out.
-    records.into_iter().filter_map(|(_, value)| SetMember::decode(value).ok()).collect()
+    records
+        .into_iter()
+        .filter_map(|(_, value)| SetMember::decode(value).ok())
+        .collect()
 }

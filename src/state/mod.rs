@@ -27,7 +27,8 @@ pub use range::ReadError;
 use crate::error::Error;
 use crate::mvcc::{Store, Versions, View, Write};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
+    TxnResponse,
 };
 use crate::pb::mvccpb::Event;
 use crate::pb::pontoon::command::command::Op;
@@ -96,7 +97,10 @@ impl State {
     }
 
     fn with(store: Arc<Store>) -> State {
-        State { current: Arc::new(ArcSwap::new(store.clone())), store }
+        State {
+            current: Arc::new(ArcSwap::new(store.clone())),
+            store,
+        }
     }
 
     /// Carries out one committed command. Readers see nothing of it before [`State::seal`].
@@ -112,13 +116,20 @@ impl State {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => {
                 // Commands are checked before they change anything; a half-made change must not become a revision.
-                assert!(!write.has_changes(), "command {index} was refused after it changed something: {error}");
+                assert!(
+                    !write.has_changes(),
+                    "command {index} was refused after it changed something: {error}"
+                );
                 Err(error)
             }
             Err(Failure::Local(error)) => return Err(error),
         };
         let (revision, events) = write.finish();
-        Ok(Outcome { response, events, revision })
+        Ok(Outcome {
+            response,
+            events,
+            revision,
+        })
     }
 
     /// Makes everything applied so far visible, as one point with the shell's mark on it.
@@ -128,7 +139,9 @@ impl State {
 
     /// Sees what is sealed, of this state and of those that replace it.
     pub fn reader(&self) -> Reader {
-        Reader { current: self.current.clone() }
+        Reader {
+            current: self.current.clone(),
+        }
     }
 
     /// For the one thread that saves behind apply.
@@ -175,12 +188,17 @@ fn compact(write: &mut Write<'_>, request: &CompactionRequest) -> Result<Compact
         return Err(Error::FutureRevision.into());
     }
     write.compact(request.revision);
-    Ok(CompactionResponse { header: header(write.revision()) })
+    Ok(CompactionResponse {
+        header: header(write.revision()),
+    })
 }
 
 /// The state knows the revision; the service fills in the rest.
 fn header(revision: i64) -> Option<ResponseHeader> {
-    Some(ResponseHeader { revision, ..ResponseHeader::default() })
+    Some(ResponseHeader {
+        revision,
+        ..ResponseHeader::default()
+    })
 }
 
 /// Reads of the sealed state. Cheap to clone, and stays valid when a snapshot is installed.
@@ -222,7 +240,10 @@ impl Reader {
     /// Checksum of all that can be read at `revision` (0: now), the compacted revision, and the revision.
     pub fn hash_kv(&self, revision: i64) -> Result<(u32, i64, i64), ReadError> {
         let view = self.view();
-        let request = RangeRequest { revision, ..RangeRequest::default() };
+        let request = RangeRequest {
+            revision,
+            ..RangeRequest::default()
+        };
         let at = range::revision_of(&request, &view)?;
         Ok((view.hash(at)?, view.compacted(), at))
     }

@@ -59,27 +59,52 @@ pub fn range(source: &impl Versions, request: &RangeRequest, at: i64) -> storage
     source.find(&keys, at, &mut |key, meta| {
         count += 1;
         if enough.is_none_or(|enough| found.len() < enough) && passes(request, meta) {
-            found.push(Found { key: key.clone(), meta: *meta });
+            found.push(Found {
+                key: key.clone(),
+                meta: *meta,
+            });
         }
     });
     if request.count_only {
-        return Ok(RangeResponse { count, ..RangeResponse::default() });
+        return Ok(RangeResponse {
+            count,
+            ..RangeResponse::default()
+        });
     }
     let by_value = request.sort_target == SortTarget::Value as i32;
     if !by_value {
-        sort(&mut found, request, |found, target| sort_number(&found.meta, target), |found| &found.key);
+        sort(
+            &mut found,
+            request,
+            |found, target| sort_number(&found.meta, target),
+            |found| &found.key,
+        );
         let more = cut(&mut found, limit);
-        let kvs = found.iter().map(|found| load(source, found, request.keys_only)).collect::<storage::Result<_>>()?;
-        return Ok(RangeResponse { kvs, more, count, header: None });
+        let kvs = found
+            .iter()
+            .map(|found| load(source, found, request.keys_only))
+            .collect::<storage::Result<_>>()?;
+        return Ok(RangeResponse {
+            kvs,
+            more,
+            count,
+            header: None,
+        });
     }
-    let loaded: storage::Result<Vec<KeyValue>> = found.iter().map(|found| load(source, found, false)).collect();
+    let loaded: storage::Result<Vec<KeyValue>> =
+        found.iter().map(|found| load(source, found, false)).collect();
     let mut kvs = loaded?;
     sort(&mut kvs, request, |_, _| 0, |kv| &kv.value);
     let more = cut(&mut kvs, limit);
     if request.keys_only {
         kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
     }
-    Ok(RangeResponse { kvs, more, count, header: None })
+    Ok(RangeResponse {
+        kvs,
+        more,
+        count,
+        header: None,
+    })
 }
 
 /// How many keys are looked at before sorting. A quirk that clients can see, in every etcd: with a limit and no explicit
@@ -103,8 +128,15 @@ fn has_filter(request: &RangeRequest) -> bool {
 /// Filters are in force when they are not 0, and inclusive.
 fn passes(request: &RangeRequest, meta: &Meta) -> bool {
     let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-    within(meta.revision.main, request.min_mod_revision, request.max_mod_revision)
-        && within(meta.create_revision, request.min_create_revision, request.max_create_revision)
+    within(
+        meta.revision.main,
+        request.min_mod_revision,
+        request.max_mod_revision,
+    ) && within(
+        meta.create_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    )
 }
 
 fn sort_number(meta: &Meta, target: SortTarget) -> i64 {

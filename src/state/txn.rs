@@ -20,8 +20,8 @@ use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RequestOp, ResponseHeader,
-    ResponseOp, TxnRequest, TxnResponse,
+    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RequestOp,
+    ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::storage;
 
@@ -36,7 +36,10 @@ pub fn put(write: &mut Write<'_>, request: &PutRequest) -> Result<PutResponse, F
 }
 
 /// Deletes a range.
-pub fn delete_range(write: &mut Write<'_>, request: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
+pub fn delete_range(
+    write: &mut Write<'_>,
+    request: &DeleteRangeRequest,
+) -> Result<DeleteRangeResponse, Failure> {
     check_delete_range(request)?;
     Ok(do_delete_range(write, request)?)
 }
@@ -63,10 +66,16 @@ pub fn read_txn(source: &impl Versions, request: &TxnRequest) -> Result<TxnRespo
         .map(|request| {
             let mut response = range(source, request, revision_of(request, source)?)?;
             response.header = header(source.revision());
-            Ok(ResponseOp { response: Some(Response::ResponseRange(response)) })
+            Ok(ResponseOp {
+                response: Some(Response::ResponseRange(response)),
+            })
         })
         .collect();
-    Ok(TxnResponse { header: header(source.revision()), succeeded, responses: responses? })
+    Ok(TxnResponse {
+        header: header(source.revision()),
+        succeeded,
+        responses: responses?,
+    })
 }
 
 fn as_range(op: &RequestOp) -> Option<&RangeRequest> {
@@ -77,7 +86,11 @@ fn as_range(op: &RequestOp) -> Option<&RangeRequest> {
 }
 
 fn branch(request: &TxnRequest, succeeded: bool) -> &[RequestOp] {
-    if succeeded { &request.success } else { &request.failure }
+    if succeeded {
+        &request.success
+    } else {
+        &request.failure
+    }
 }
 
 /// Which branch is taken by the transaction and by each one nested in a branch that is taken, in the order of running.
@@ -168,7 +181,10 @@ fn wanted_value(compare: &Compare) -> Bytes {
 /// The ops that a path takes, in the order in which they run.
 fn taken<'a>(request: &'a TxnRequest, path: &mut Path, ops: &mut Vec<&'a Request>) {
     let succeeded = path.pop_front().unwrap_or_default();
-    for request in branch(request, succeeded).iter().filter_map(|op| op.request.as_ref()) {
+    for request in branch(request, succeeded)
+        .iter()
+        .filter_map(|op| op.request.as_ref())
+    {
         match request {
             Request::RequestTxn(nested) => taken(nested, path, ops),
             other => ops.push(other),
@@ -201,10 +217,10 @@ fn exists_before(write: &Write<'_>, ops: &[&Request], key: &Bytes) -> bool {
     for op in ops.iter().rev() {
         match op {
             Request::RequestPut(put) if put.key == *key => return true,
-            Request::RequestDeleteRange(delete) => {
-                if KeyRange::new(&delete.key, &delete.range_end).contains(key) {
-                    return false;
-                }
+            Request::RequestDeleteRange(delete)
+                if KeyRange::new(&delete.key, &delete.range_end).contains(key) =>
+            {
+                return false;
             }
             _ => {}
         }
@@ -218,29 +234,48 @@ fn needs_key(request: &PutRequest) -> bool {
 
 /// No lease can be granted yet, so none exists.
 fn check_lease(request: &PutRequest) -> Result<(), Error> {
-    if request.lease == 0 { Ok(()) } else { Err(Error::LeaseNotFound) }
+    if request.lease == 0 {
+        Ok(())
+    } else {
+        Err(Error::LeaseNotFound)
+    }
 }
 
 fn run(write: &mut Write<'_>, request: &TxnRequest, path: &mut Path) -> storage::Result<TxnResponse> {
     let succeeded = path.pop_front().unwrap_or_default();
     let mut responses = Vec::new();
-    for request in branch(request, succeeded).iter().filter_map(|op| op.request.as_ref()) {
-        responses.push(ResponseOp { response: Some(run_op(write, request, path)?) });
+    for request in branch(request, succeeded)
+        .iter()
+        .filter_map(|op| op.request.as_ref())
+    {
+        responses.push(ResponseOp {
+            response: Some(run_op(write, request, path)?),
+        });
     }
     // A nested answer's header is there, but empty.
-    Ok(TxnResponse { header: Some(ResponseHeader::default()), succeeded, responses })
+    Ok(TxnResponse {
+        header: Some(ResponseHeader::default()),
+        succeeded,
+        responses,
+    })
 }
 
 fn run_op(write: &mut Write<'_>, request: &Request, path: &mut Path) -> storage::Result<Response> {
     Ok(match request {
         Request::RequestRange(request) => {
-            let at = if request.revision > 0 { request.revision } else { write.revision() };
+            let at = if request.revision > 0 {
+                request.revision
+            } else {
+                write.revision()
+            };
             let mut response = range(write, request, at)?;
             response.header = header(write.revision());
             Response::ResponseRange(response)
         }
         Request::RequestPut(request) => Response::ResponsePut(do_put(write, request)?),
-        Request::RequestDeleteRange(request) => Response::ResponseDeleteRange(do_delete_range(write, request)?),
+        Request::RequestDeleteRange(request) => {
+            Response::ResponseDeleteRange(do_delete_range(write, request)?)
+        }
         Request::RequestTxn(request) => Response::ResponseTxn(run(write, request, path)?),
     })
 }
@@ -257,13 +292,21 @@ fn do_put(write: &mut Write<'_>, request: &PutRequest) -> storage::Result<PutRes
         false => request.lease,
     };
     write.put(request.key.clone(), value, lease);
-    Ok(PutResponse { header: header(write.revision()), prev_kv: old.filter(|_| request.prev_kv) })
+    Ok(PutResponse {
+        header: header(write.revision()),
+        prev_kv: old.filter(|_| request.prev_kv),
+    })
 }
 
-fn do_delete_range(write: &mut Write<'_>, request: &DeleteRangeRequest) -> storage::Result<DeleteRangeResponse> {
+fn do_delete_range(
+    write: &mut Write<'_>,
+    request: &DeleteRangeRequest,
+) -> storage::Result<DeleteRangeResponse> {
     let mut found = Vec::new();
     let keys = KeyRange::new(&request.key, &request.range_end);
-    write.find(&keys, i64::MAX, &mut |key, meta| found.push((key.clone(), meta.revision)));
+    write.find(&keys, i64::MAX, &mut |key, meta| {
+        found.push((key.clone(), meta.revision))
+    });
     let mut prev_kvs = Vec::new();
     if request.prev_kv {
         for (_, revision) in &found {
@@ -274,5 +317,9 @@ fn do_delete_range(write: &mut Write<'_>, request: &DeleteRangeRequest) -> stora
     for (key, _) in found {
         write.delete(key);
     }
-    Ok(DeleteRangeResponse { header: header(write.revision()), deleted, prev_kvs })
+    Ok(DeleteRangeResponse {
+        header: header(write.revision()),
+        deleted,
+        prev_kvs,
+    })
 }

@@ -33,7 +33,10 @@ pub fn block(main: i64, sub: u32) -> Bytes {
 /// Reads what [`block`] wrote.
 pub fn parse_block(key: &[u8]) -> Option<(i64, u32)> {
     let (main, sub) = key.strip_prefix(&[BLOCK])?.split_at_checked(8)?;
-    Some((i64::from_be_bytes(main.try_into().ok()?), u32::from_be_bytes(sub.try_into().ok()?)))
+    Some((
+        i64::from_be_bytes(main.try_into().ok()?),
+        u32::from_be_bytes(sub.try_into().ok()?),
+    ))
 }
 
 /// All blocks.
@@ -68,7 +71,11 @@ mod tests {
         assert_eq!(parse_block(b"b123"), None);
         let ordered = [block(1, 9), block(2, 0), block(2, 1), block(256, 0)];
         assert!(ordered.is_sorted());
-        assert!(ordered.iter().all(|key| blocks().contains(key) && !members().contains(key)));
+        assert!(
+            ordered
+                .iter()
+                .all(|key| blocks().contains(key) && !members().contains(key))
+        );
         assert!(members().contains(&member(u64::MAX)));
     }
 

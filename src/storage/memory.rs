@@ -16,7 +16,12 @@ pub struct Memory {
 
 impl Engine for Memory {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(self.pairs.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+        Ok(self
+            .pairs
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned())
     }
 
     fn floor(&self, from: &[u8], key: &[u8]) -> Result<Option<Pair>> {
@@ -25,12 +30,18 @@ impl Engine for Memory {
         }
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
         let range = (Bound::Included(from), Bound::Included(key));
-        Ok(pairs.range::<[u8], _>(range).next_back().map(|(key, value)| (key.clone(), value.clone())))
+        Ok(pairs
+            .range::<[u8], _>(range)
+            .next_back()
+            .map(|(key, value)| (key.clone(), value.clone())))
     }
 
     fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_> {
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
-        let pairs: Vec<Pair> = pairs.range(range).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let pairs: Vec<Pair> = pairs
+            .range(range)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
         Box::new(pairs.into_iter().map(Ok))
     }
 
@@ -51,6 +62,9 @@ impl Engine for Memory {
 
     fn size_on_disk(&self) -> Result<u64> {
         let pairs = self.pairs.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(pairs.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())
+        Ok(pairs
+            .iter()
+            .map(|(key, value)| (key.len() + value.len()) as u64)
+            .sum())
     }
 }

@@ -118,11 +118,15 @@ mod tests {
                 sled = open_engine(dir.path(), 1 << 20).expect("reopened");
             }
             let whole = || Bytes::from_static(b"k")..Bytes::from_static(b"l");
-            let pairs = |engine: &dyn Engine| engine.scan(whole()).collect::<Result<Vec<_>>>().expect("scanned");
+            let pairs =
+                |engine: &dyn Engine| engine.scan(whole()).collect::<Result<Vec<_>>>().expect("scanned");
             assert_eq!(pairs(&memory), pairs(&*sled));
             let key = [b'k', rng.random_range(0..40)];
             assert_eq!(memory.get(&key).expect("read"), sled.get(&key).expect("read"));
-            assert_eq!(memory.floor(b"k\x03", &key).expect("read"), sled.floor(b"k\x03", &key).expect("read"));
+            assert_eq!(
+                memory.floor(b"k\x03", &key).expect("read"),
+                sled.floor(b"k\x03", &key).expect("read")
+            );
         }
         sled.flush().expect("flushed");
         assert!(sled.size_on_disk().expect("a size") > 0);

@@ -21,8 +21,14 @@ pub(super) struct Sled {
 impl Sled {
     /// Opens or makes the database in `dir`.
     pub(super) fn open(dir: &Path, cache: u64) -> Result<Self> {
-        let config = sled::Config::new().path(dir).cache_capacity(cache).flush_every_ms(Some(1000));
-        Ok(Sled { db: config.open().map_err(failed)?, dir: dir.to_path_buf() })
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(cache)
+            .flush_every_ms(Some(1000));
+        Ok(Sled {
+            db: config.open().map_err(failed)?,
+            dir: dir.to_path_buf(),
+        })
     }
 }
 
@@ -35,13 +41,21 @@ impl Engine for Sled {
         if from > key {
             return Ok(None);
         }
-        let last = self.db.range(from..=key).next_back().transpose().map_err(failed)?;
+        let last = self
+            .db
+            .range(from..=key)
+            .next_back()
+            .transpose()
+            .map_err(failed)?;
         Ok(last.map(|(key, value)| (to_bytes(key), to_bytes(value))))
     }
 
     fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_> {
         let pairs = self.db.range(&range.start[..]..&range.end[..]);
-        Box::new(pairs.map(|pair| pair.map(|(key, value)| (to_bytes(key), to_bytes(value))).map_err(failed)))
+        Box::new(pairs.map(|pair| {
+            pair.map(|(key, value)| (to_bytes(key), to_bytes(value)))
+                .map_err(failed)
+        }))
     }
 
     fn commit(&self, batch: Batch) -> Result<()> {

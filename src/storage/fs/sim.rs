@@ -18,20 +18,40 @@ pub const SECTOR: usize = 512;
 /// An operation, as it was asked for.
 #[derive(Debug, Clone)]
 pub enum Op {
-    Create { file: usize, path: PathBuf },
-    Write { file: usize, offset: u64, data: Bytes },
-    Sync { file: usize },
-    Rename { from: PathBuf, to: PathBuf },
-    Remove { path: PathBuf },
-    SyncDir { dir: PathBuf },
+    Create {
+        file: usize,
+        path: PathBuf,
+    },
+    Write {
+        file: usize,
+        offset: u64,
+        data: Bytes,
+    },
+    Sync {
+        file: usize,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Remove {
+        path: PathBuf,
+    },
+    SyncDir {
+        dir: PathBuf,
+    },
     /// Something the test says: everything before it was acknowledged.
-    Mark { mark: u64 },
+    Mark {
+        mark: u64,
+    },
 }
 
 /// The contents of a disk.
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
+    /// Names, and the files behind them.
     pub names: BTreeMap<PathBuf, usize>,
+    /// Files, by a number that is never used again.
     pub files: BTreeMap<usize, Arc<Vec<u8>>>,
 }
 
@@ -61,6 +81,7 @@ impl Disk {
         bytes[offset..offset + data.len()].copy_from_slice(data);
     }
 
+    /// The file of a name.
     pub fn of(&self, path: &Path) -> Option<&Arc<Vec<u8>>> {
         self.files.get(self.names.get(path)?)
     }
@@ -88,7 +109,13 @@ impl SimFs {
     /// A disk with these contents.
     pub fn with(disk: Disk) -> Self {
         let next = disk.files.keys().next_back().map_or(0, |last| last + 1);
-        SimFs { inner: Arc::new(Mutex::new(Inner { disk, next, ..Inner::default() })) }
+        SimFs {
+            inner: Arc::new(Mutex::new(Inner {
+                disk,
+                next,
+                ..Inner::default()
+            })),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -148,32 +175,49 @@ impl Fs for SimFs {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let inner = self.lock();
         let inside = inner.disk.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_string())).collect())
+        Ok(inside
+            .filter_map(|path| Some(path.file_name()?.to_str()?.to_string()))
+            .collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = {
             let mut inner = self.lock();
             if inner.disk.names.contains_key(path) {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, path.display().to_string()));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    path.display().to_string(),
+                ));
             }
             inner.next += 1;
             inner.next
         };
-        self.act(Op::Create { file, path: path.to_path_buf() });
-        Ok(Box::new(SimFile { fs: self.clone(), file }))
+        self.act(Op::Create {
+            file,
+            path: path.to_path_buf(),
+        });
+        Ok(Box::new(SimFile {
+            fs: self.clone(),
+            file,
+        }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = *self.lock().disk.names.get(path).ok_or_else(|| not_found(path))?;
-        Ok(Box::new(SimFile { fs: self.clone(), file }))
+        Ok(Box::new(SimFile {
+            fs: self.clone(),
+            file,
+        }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         if !self.lock().disk.names.contains_key(from) {
             return Err(not_found(from));
         }
-        self.act(Op::Rename { from: from.to_path_buf(), to: to.to_path_buf() });
+        self.act(Op::Rename {
+            from: from.to_path_buf(),
+            to: to.to_path_buf(),
+        });
         Ok(())
     }
 
@@ -181,12 +225,16 @@ impl Fs for SimFs {
         if !self.lock().disk.names.contains_key(path) {
             return Err(not_found(path));
         }
-        self.act(Op::Remove { path: path.to_path_buf() });
+        self.act(Op::Remove {
+            path: path.to_path_buf(),
+        });
         Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.act(Op::SyncDir { dir: dir.to_path_buf() });
+        self.act(Op::SyncDir {
+            dir: dir.to_path_buf(),
+        });
         Ok(())
     }
 }
@@ -197,14 +245,26 @@ struct SimFile {
 }
 
 impl File for SimFile {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.fs.lock().disk.files.get(&self.file).map_or(0, |bytes| bytes.len() as u64))
+    fn length(&self) -> io::Result<u64> {
+        Ok(self
+            .fs
+            .lock()
+            .disk
+            .files
+            .get(&self.file)
+            .map_or(0, |bytes| bytes.len() as u64))
     }
 
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let inner = self.fs.lock();
-        let bytes = inner.disk.files.get(&self.file).and_then(|bytes| bytes.get(offset as usize..offset as usize + length));
-        bytes.map(Bytes::copy_from_slice).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        let bytes = inner
+            .disk
+            .files
+            .get(&self.file)
+            .and_then(|bytes| bytes.get(offset as usize..offset as usize + length));
+        bytes
+            .map(Bytes::copy_from_slice)
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -214,7 +274,11 @@ impl File for SimFile {
                 None => return Err(io::ErrorKind::StorageFull.into()),
             }
         }
-        self.fs.act(Op::Write { file: self.file, offset, data: Bytes::copy_from_slice(data) });
+        self.fs.act(Op::Write {
+            file: self.file,
+            offset,
+            data: Bytes::copy_from_slice(data),
+        });
         Ok(())
     }
 
@@ -239,7 +303,11 @@ pub fn crash_states(ops: &[Op], from: &Disk, choices: usize, mut check: impl FnM
     for op in ops {
         match op {
             Op::Mark { mark: said } => mark = *said,
-            Op::Sync { file } => settle(&mut durable, &mut pending, |op| matches!(op, Op::Write { file: of, .. } if of == file)),
+            Op::Sync { file } => settle(
+                &mut durable,
+                &mut pending,
+                |op| matches!(op, Op::Write { file: of, .. } if of == file),
+            ),
             Op::SyncDir { dir } => settle(&mut durable, &mut pending, |op| is_name_in(op, dir)),
             op => pending.push(op.clone()),
         }
@@ -270,11 +338,19 @@ fn settle(durable: &mut Disk, pending: &mut Vec<Op>, is_settled: impl Fn(&Op) ->
 fn leftovers(durable: &Disk, pending: &[Op], choices: usize, check: &mut impl FnMut(Disk)) -> u64 {
     let (early, late) = pending.split_at(pending.len().saturating_sub(choices));
     let mut count = 0;
-    for with_early in if early.is_empty() { vec![true] } else { vec![true, false] } {
+    for with_early in if early.is_empty() {
+        vec![true]
+    } else {
+        vec![true, false]
+    } {
         for choice in 0..1_u32 << late.len() {
             let mut disk = durable.clone();
             let early = early.iter().filter(|_| with_early);
-            let chosen = late.iter().enumerate().filter(|(at, _)| choice & (1 << at) != 0).map(|(_, op)| op);
+            let chosen = late
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| choice & (1 << at) != 0)
+                .map(|(_, op)| op);
             early.chain(chosen).for_each(|op| disk.apply(op));
             check(disk);
             count += 1;
@@ -285,7 +361,9 @@ fn leftovers(durable: &Disk, pending: &[Op], choices: usize, check: &mut impl Fn
 
 /// The last write, cut at a sector, from either end.
 fn torn(durable: &Disk, pending: &[Op], check: &mut impl FnMut(Disk)) -> u64 {
-    let Some((Op::Write { file, offset, data }, before)) = pending.split_last() else { return 0 };
+    let Some((Op::Write { file, offset, data }, before)) = pending.split_last() else {
+        return 0;
+    };
     let mut count = 0;
     let first_cut = SECTOR - *offset as usize % SECTOR;
     for cut in (first_cut..data.len()).step_by(SECTOR).take(8) {

@@ -83,7 +83,11 @@ impl Kept {
         let purged = self.purged.clone().map(|(upto, mark)| Record::Purge(upto, mark));
         let vote = self.vote.clone().map(Record::Vote);
         let committed = self.committed.clone().map(Record::Committed);
-        [purged, vote, committed].into_iter().flatten().map(|record| (record, 0)).collect()
+        [purged, vote, committed]
+            .into_iter()
+            .flatten()
+            .map(|record| (record, 0))
+            .collect()
     }
 }
 
@@ -101,13 +105,15 @@ impl IoThread {
         shared: Arc<Shared>,
         queue: Receiver<Job>,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
-        std::thread::Builder::new().name("wal".to_string()).spawn(move || {
-            let result = self.run(&shared, &queue);
-            if let Err(error) = &result {
-                self.fail(&queue, error);
-            }
-            result
-        })
+        std::thread::Builder::new()
+            .name("wal".to_string())
+            .spawn(move || {
+                let result = self.run(&shared, &queue);
+                if let Err(error) = &result {
+                    self.fail(&queue, error);
+                }
+                result
+            })
     }
 
     fn run(&mut self, shared: &Shared, queue: &Receiver<Job>) -> io::Result<()> {
@@ -200,7 +206,13 @@ impl IoThread {
     fn write_batch(&mut self, shared: &Shared, records: &[(Record, u64)]) -> io::Result<()> {
         let mut batch = Batch::default();
         let (mut chain, mut at) = (self.tail.chain, self.tail.at);
-        self.put(&mut batch, &Record::Sync(self.tail.durable), 0, &mut chain, &mut at);
+        self.put(
+            &mut batch,
+            &Record::Sync(self.tail.durable),
+            0,
+            &mut chain,
+            &mut at,
+        );
         for (record, append) in records {
             self.put(&mut batch, record, *append, &mut chain, &mut at);
         }
@@ -217,7 +229,11 @@ impl IoThread {
         if self.spare.is_none() && self.tail.at.offset > self.tail.size / 2 {
             self.make_spare()?;
         }
-        if batch.purges { self.drop_purged(shared) } else { Ok(()) }
+        if batch.purges {
+            self.drop_purged(shared)
+        } else {
+            Ok(())
+        }
     }
 
     fn put(&mut self, batch: &mut Batch, record: &Record, append: u64, chain: &mut u32, at: &mut Place) {
@@ -225,7 +241,16 @@ impl IoThread {
         *chain = record.encode(&mut batch.bytes, before, self.log, *at);
         if let Record::Entry(index, _) = record {
             let (segment, offset, length) = (at.segment, at.offset, record.len() as u32);
-            batch.stored.push((*index, append, Stored { segment, offset, length, chain: before }));
+            batch.stored.push((
+                *index,
+                append,
+                Stored {
+                    segment,
+                    offset,
+                    length,
+                    chain: before,
+                },
+            ));
             let last = self.segments.entry(segment).or_default();
             *last = (*last).max(*index);
         }
@@ -253,16 +278,31 @@ impl IoThread {
         let carried_bytes: usize = carried.iter().map(|(record, _)| record.len()).sum();
         let needed = HEAD + record + carried_bytes as u64 + 1024;
         let file: Arc<dyn File> = self.spare(needed)?.into();
-        let size = file.len()?;
-        let head = Head { log: self.log, number, chain: self.tail.chain, size };
+        let size = file.length()?;
+        let head = Head {
+            log: self.log,
+            number,
+            chain: self.tail.chain,
+            size,
+        };
         file.write_at(0, &head.encode())?;
         file.sync_data()?;
-        self.fs.rename(&self.dir.join(SPARE), &self.dir.join(segment_name(number)))?;
+        self.fs
+            .rename(&self.dir.join(SPARE), &self.dir.join(segment_name(number)))?;
         self.fs.sync_dir(&self.dir)?;
         shared.lock().files.insert(number, file.clone());
         self.segments.insert(number, 0);
-        let at = Place { segment: number, offset: HEAD };
-        self.tail = Tail { file, size, at, durable: at, chain: head.chain };
+        let at = Place {
+            segment: number,
+            offset: HEAD,
+        };
+        self.tail = Tail {
+            file,
+            size,
+            at,
+            durable: at,
+            chain: head.chain,
+        };
         self.write_batch(shared, &carried)
     }
 
@@ -270,7 +310,9 @@ impl IoThread {
     fn spare(&mut self, needed: u64) -> io::Result<Box<dyn File>> {
         let path = self.dir.join(SPARE);
         if let Some(making) = self.spare.take() {
-            making.join().map_err(|_| io::Error::other("making a segment panicked"))??;
+            making
+                .join()
+                .map_err(|_| io::Error::other("making a segment panicked"))??;
             if needed <= self.options.segment_bytes {
                 return self.fs.open(&path);
             }
@@ -281,7 +323,11 @@ impl IoThread {
     fn make_spare(&mut self) -> io::Result<()> {
         let (fs, path, size) = (self.fs.clone(), self.dir.join(SPARE), self.options.segment_bytes);
         let make = move || zero_filled(&*fs, &path, size).map(drop);
-        self.spare = Some(std::thread::Builder::new().name("wal-spare".to_string()).spawn(make)?);
+        self.spare = Some(
+            std::thread::Builder::new()
+                .name("wal-spare".to_string())
+                .spawn(make)?,
+        );
         Ok(())
     }
 
@@ -316,7 +362,12 @@ impl IoThread {
     }
 
     pub(super) fn vouch(&mut self, shared: &Shared) -> io::Result<()> {
-        let committed: Vec<(Record, u64)> = self.committed.take().map(|mark| (Record::Committed(mark), 0)).into_iter().collect();
+        let committed: Vec<(Record, u64)> = self
+            .committed
+            .take()
+            .map(|mark| (Record::Committed(mark), 0))
+            .into_iter()
+            .collect();
         let room = self.tail.size - self.tail.at.offset;
         let needed: usize = committed.iter().map(|(record, _)| record.len()).sum();
         if room >= (needed + Record::Sync(self.tail.durable).len()) as u64 {
@@ -329,7 +380,9 @@ impl IoThread {
     fn close(&mut self, shared: &Shared) -> io::Result<()> {
         self.vouch(shared)?;
         if let Some(making) = self.spare.take() {
-            making.join().map_err(|_| io::Error::other("making a segment panicked"))??;
+            making
+                .join()
+                .map_err(|_| io::Error::other("making a segment panicked"))??;
         }
         let closed = encode_closed(self.log, self.tail.at, self.tail.chain);
         let file = self.fs.create(&self.dir.join(CLOSED))?;

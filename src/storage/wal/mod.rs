@@ -71,7 +71,13 @@ pub struct WalOptions {
 
 impl Default for WalOptions {
     fn default() -> Self {
-        WalOptions { segment_bytes: 16 << 20, cache_bytes: 64 << 20, max_batch_bytes: 4 << 20, log_id: 1, stop: None }
+        WalOptions {
+            segment_bytes: 16 << 20,
+            cache_bytes: 64 << 20,
+            max_batch_bytes: 4 << 20,
+            log_id: 1,
+            stop: None,
+        }
     }
 }
 
@@ -92,7 +98,9 @@ pub enum WalError {
         what: String,
     },
     /// Written by another version.
-    #[error("the log has format {found}, this version of pontoon knows format {known}: use the newer version")]
+    #[error(
+        "the log has format {found}, this version of pontoon knows format {known}: use the newer version"
+    )]
     Format {
         /// The format found.
         found: u32,
@@ -167,7 +175,11 @@ impl Index {
         debug_assert_eq!(index, self.next(), "entries are contiguous");
         self.appends += 1;
         self.cached_bytes += bytes.len();
-        self.slots.push_back(Slot { append: self.appends, place: None, bytes: Some(bytes) });
+        self.slots.push_back(Slot {
+            append: self.appends,
+            place: None,
+            bytes: Some(bytes),
+        });
         self.appends
     }
 
@@ -252,10 +264,17 @@ impl Wal {
     /// Opens the log in `dir`, or makes it. Whatever a crash left torn is cut off; corruption is refused.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<Wal, WalError> {
         let (thread, index) = recovery::open(fs, dir, options)?;
-        let shared = Arc::new(Shared { index: Mutex::new(index) });
+        let shared = Arc::new(Shared {
+            index: Mutex::new(index),
+        });
         let (jobs, queue) = channel();
         let thread = IoThread::spawn(thread, shared.clone(), queue)?;
-        Ok(Wal { shared, jobs, thread: Arc::new(Mutex::new(Some(thread))), dir: dir.to_path_buf() })
+        Ok(Wal {
+            shared,
+            jobs,
+            thread: Arc::new(Mutex::new(Some(thread))),
+            dir: dir.to_path_buf(),
+        })
     }
 
     /// What the log holds now, on disk or not yet.
@@ -267,45 +286,70 @@ impl Wal {
     /// on disk.
     pub fn append(&self, entries: Vec<(u64, Bytes)>, done: Done) {
         let mut index = self.shared.lock();
-        let entries =
-            entries.into_iter().map(|(at, bytes)| (Record::Entry(at, bytes.clone()), index.push(at, bytes)));
+        let entries = entries
+            .into_iter()
+            .map(|(at, bytes)| (Record::Entry(at, bytes.clone()), index.push(at, bytes)));
         let records = entries.collect();
         // Sent under the lock, so that the queue has the order of the calls.
-        self.send(Job { records, done: Some(done), close: false });
+        self.send(Job {
+            records,
+            done: Some(done),
+            close: false,
+        });
     }
 
     /// Saves the vote; `done` is called when it is on disk.
     pub fn save_vote(&self, vote: Bytes, done: Done) {
         let mut index = self.shared.lock();
         index.vote = Some(vote.clone());
-        self.send(Job { records: vec![(Record::Vote(vote), 0)], done: Some(done), close: false });
+        self.send(Job {
+            records: vec![(Record::Vote(vote), 0)],
+            done: Some(done),
+            close: false,
+        });
     }
 
     /// Entries after `last` are gone (`None`: all). What is appended later reaches the disk later.
     pub fn truncate_after(&self, last: Option<u64>) {
         let mut index = self.shared.lock();
         index.truncate(last);
-        self.send(Job { records: vec![(Record::Truncate(last), 0)], done: None, close: false });
+        self.send(Job {
+            records: vec![(Record::Truncate(last), 0)],
+            done: None,
+            close: false,
+        });
     }
 
     /// Entries up to `upto` are gone, as a durable snapshot covers them.
     pub fn purge(&self, upto: u64, mark: Bytes) {
         let mut index = self.shared.lock();
         index.purge(upto, mark.clone());
-        self.send(Job { records: vec![(Record::Purge(upto, mark), 0)], done: None, close: false });
+        self.send(Job {
+            records: vec![(Record::Purge(upto, mark), 0)],
+            done: None,
+            close: false,
+        });
     }
 
     /// Saves how far entries are committed, with the next batch: nothing waits for it.
     pub fn save_committed(&self, mark: Bytes) {
         let mut index = self.shared.lock();
         index.committed = Some(mark.clone());
-        self.send(Job { records: vec![(Record::Committed(mark), 0)], done: None, close: false });
+        self.send(Job {
+            records: vec![(Record::Committed(mark), 0)],
+            done: None,
+            close: false,
+        });
     }
 
     /// Calls `done` when everything so far is on disk.
     pub fn sync(&self, done: Done) {
         let _in_order = self.shared.lock();
-        self.send(Job { records: Vec::new(), done: Some(done), close: false });
+        self.send(Job {
+            records: Vec::new(),
+            done: Some(done),
+            close: false,
+        });
     }
 
     /// Entries from `from` up to, not including, `to`: as many as fit in `max_bytes`, and one at least.
@@ -325,7 +369,9 @@ impl Wal {
     fn read_one(&self, index: u64) -> io::Result<Option<Bytes>> {
         let (stored, file) = {
             let mut log = self.shared.lock();
-            let Some(slot) = log.slot(index) else { return Ok(None) };
+            let Some(slot) = log.slot(index) else {
+                return Ok(None);
+            };
             if let Some(bytes) = &slot.bytes {
                 return Ok(Some(bytes.clone()));
             }
@@ -343,7 +389,11 @@ impl Wal {
 
     fn damaged(&self, at: Stored, what: &str) -> io::Error {
         let file = self.dir.join(segment_name(at.segment));
-        let text = format!("the log is corrupt: {what} ({}, offset {})", file.display(), at.offset);
+        let text = format!(
+            "the log is corrupt: {what} ({}, offset {})",
+            file.display(),
+            at.offset
+        );
         io::Error::new(io::ErrorKind::InvalidData, text)
     }
 
@@ -354,7 +404,11 @@ impl Wal {
 
     /// Writes and syncs what is queued, marks the log as closed, and ends its thread.
     pub fn close(&self) -> io::Result<()> {
-        self.send(Job { records: Vec::new(), done: None, close: true });
+        self.send(Job {
+            records: Vec::new(),
+            done: None,
+            close: true,
+        });
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         match thread.map(JoinHandle::join) {
             None => Ok(()),

@@ -120,7 +120,11 @@ fn parse(kind: u8, mut payload: Bytes) -> Option<Record> {
         2 => Record::Vote(payload),
         3 | 5 => {
             let index = payload.try_get_u64_le().ok()?;
-            if kind == 3 { Record::Entry(index, payload) } else { Record::Purge(index, payload) }
+            if kind == 3 {
+                Record::Entry(index, payload)
+            } else {
+                Record::Purge(index, payload)
+            }
         }
         4 => {
             let is_some = payload.try_get_u8().ok()? != 0;
@@ -159,8 +163,14 @@ fn parse_sync(payload: &[u8]) -> Option<FoundSync> {
     }
     let mut rest = body.strip_prefix(SYNC_MAGIC)?;
     let log = rest.get_u64_le();
-    let at = Place { segment: rest.get_u64_le(), offset: rest.get_u64_le() };
-    let durable = Place { segment: rest.get_u64_le(), offset: rest.get_u64_le() };
+    let at = Place {
+        segment: rest.get_u64_le(),
+        offset: rest.get_u64_le(),
+    };
+    let durable = Place {
+        segment: rest.get_u64_le(),
+        offset: rest.get_u64_le(),
+    };
     Some(FoundSync { log, at, durable })
 }
 
@@ -168,10 +178,16 @@ fn parse_sync(payload: &[u8]) -> Option<FoundSync> {
 pub fn durable_mark_after(segment: &[u8], number: u64, log: u64, from: u64) -> Option<Place> {
     let start = from as usize;
     let tail = segment.get(start..)?;
-    let places = tail.windows(SYNC_MAGIC.len()).enumerate().filter(|(_, window)| *window == SYNC_MAGIC);
+    let places = tail
+        .windows(SYNC_MAGIC.len())
+        .enumerate()
+        .filter(|(_, window)| *window == SYNC_MAGIC);
     let found = places.filter_map(|(at, _)| Some((start + at, parse_sync(&tail[at..])?)));
     let genuine = found.filter(|(payload_at, sync)| {
-        let at = Place { segment: number, offset: (payload_at - RECORD_HEAD.min(*payload_at)) as u64 };
+        let at = Place {
+            segment: number,
+            offset: (payload_at - RECORD_HEAD.min(*payload_at)) as u64,
+        };
         sync.log == log && sync.at == at
     });
     genuine.map(|(_, sync)| sync.durable).max()
@@ -214,13 +230,20 @@ impl Head {
         if crc32c::crc32c(body).to_le_bytes() != crc {
             return Err(HeadError::Damaged("a segment's head has a wrong checksum"));
         }
-        let mut rest = body.strip_prefix(SEGMENT_MAGIC).ok_or(HeadError::Damaged("not a segment of a log"))?;
+        let mut rest = body
+            .strip_prefix(SEGMENT_MAGIC)
+            .ok_or(HeadError::Damaged("not a segment of a log"))?;
         let format = rest.get_u32_le();
         if format != FORMAT {
             return Err(HeadError::Format(format));
         }
         let chain = rest.get_u32_le();
-        Ok(Head { log: rest.get_u64_le(), number: rest.get_u64_le(), chain, size: rest.get_u64_le() })
+        Ok(Head {
+            log: rest.get_u64_le(),
+            number: rest.get_u64_le(),
+            chain,
+            size: rest.get_u64_le(),
+        })
     }
 }
 
@@ -239,9 +262,15 @@ mod tests {
 
     #[test]
     fn records_are_read_back_in_their_chain_only() {
-        let at = Place { segment: 3, offset: 100 };
+        let at = Place {
+            segment: 3,
+            offset: 100,
+        };
         let records = [
-            Record::Sync(Place { segment: 2, offset: 7 }),
+            Record::Sync(Place {
+                segment: 2,
+                offset: 7,
+            }),
             Record::Vote(Bytes::from_static(b"vote")),
             Record::Entry(9, Bytes::from_static(b"entry")),
             Record::Truncate(None),
@@ -262,9 +291,20 @@ mod tests {
 
     #[test]
     fn a_sync_record_is_found_where_it_stands_and_nowhere_else() {
-        let durable = Place { segment: 3, offset: 40 };
+        let durable = Place {
+            segment: 3,
+            offset: 40,
+        };
         let mut out = BytesMut::from(&[1_u8; 50][..]);
-        Record::Sync(durable).encode(&mut out, 5, 77, Place { segment: 3, offset: 50 });
+        Record::Sync(durable).encode(
+            &mut out,
+            5,
+            77,
+            Place {
+                segment: 3,
+                offset: 50,
+            },
+        );
         assert_eq!(durable_mark_after(&out, 3, 77, 10), Some(durable));
         assert_eq!(durable_mark_after(&out, 3, 78, 10), None, "another log's");
         assert_eq!(durable_mark_after(&out, 4, 77, 10), None, "another segment's");
@@ -273,7 +313,12 @@ mod tests {
 
     #[test]
     fn a_damaged_or_newer_head_is_refused() {
-        let head = Head { log: 1, number: 2, chain: 3, size: 4 };
+        let head = Head {
+            log: 1,
+            number: 2,
+            chain: 3,
+            size: 4,
+        };
         let bytes = head.encode();
         assert_eq!(bytes.len() as u64, HEAD);
         assert_eq!(Head::decode(&bytes), Ok(head));

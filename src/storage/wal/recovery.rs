@@ -46,8 +46,25 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(
         fs.remove(&dir.join(CLOSED))?;
         fs.sync_dir(dir)?;
     }
-    let Replay { index, kept, segments, dir, .. } = replay;
-    let thread = IoThread { fs, dir, options, log, tail, segments, unvouched: false, spare: None, committed: None, kept };
+    let Replay {
+        index,
+        kept,
+        segments,
+        dir,
+        ..
+    } = replay;
+    let thread = IoThread {
+        fs,
+        dir,
+        options,
+        log,
+        tail,
+        segments,
+        unvouched: false,
+        spare: None,
+        committed: None,
+        kept,
+    };
     vouch_for_what_was_read(thread, index)
 }
 
@@ -55,9 +72,14 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(
 fn vouch_for_what_was_read(mut thread: IoThread, index: Index) -> Result<(IoThread, Index), WalError> {
     thread.tail.file.sync_data()?;
     thread.tail.durable = thread.tail.at;
-    let shared = Shared { index: std::sync::Mutex::new(index) };
+    let shared = Shared {
+        index: std::sync::Mutex::new(index),
+    };
     thread.vouch(&shared)?;
-    let index = shared.index.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let index = shared
+        .index
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     Ok((thread, index))
 }
 
@@ -88,15 +110,33 @@ impl Replay {
         }
         let spare = self.dir.join(SPARE);
         let file: Arc<dyn File> = zero_filled(&*self.fs, &spare, options.segment_bytes)?.into();
-        let head = Head { log: options.log_id, number: FIRST_SEGMENT, chain: 0, size: options.segment_bytes };
+        let head = Head {
+            log: options.log_id,
+            number: FIRST_SEGMENT,
+            chain: 0,
+            size: options.segment_bytes,
+        };
         file.write_at(0, &head.encode())?;
         file.sync_data()?;
-        self.fs.rename(&spare, &self.dir.join(segment_name(FIRST_SEGMENT)))?;
+        self.fs
+            .rename(&spare, &self.dir.join(segment_name(FIRST_SEGMENT)))?;
         self.fs.sync_dir(&self.dir)?;
         self.index.files.insert(FIRST_SEGMENT, file.clone());
         self.segments.insert(FIRST_SEGMENT, 0);
-        let at = Place { segment: FIRST_SEGMENT, offset: HEAD };
-        Ok((head.log, Tail { file, size: head.size, at, durable: at, chain: 0 }))
+        let at = Place {
+            segment: FIRST_SEGMENT,
+            offset: HEAD,
+        };
+        Ok((
+            head.log,
+            Tail {
+                file,
+                size: head.size,
+                at,
+                durable: at,
+                chain: 0,
+            },
+        ))
     }
 
     fn read_segments(&mut self, numbers: &[u64]) -> Result<(u64, Tail), WalError> {
@@ -126,11 +166,28 @@ impl Replay {
         self.check_head(&name, &head, number, bytes.len() as u64, before.as_ref())?;
         self.index.files.insert(number, file.clone());
         self.segments.insert(number, 0);
-        let segment = Segment { number, log: head.log, bytes, is_last };
+        let segment = Segment {
+            number,
+            log: head.log,
+            bytes,
+            is_last,
+        };
         let (end, chain) = self.read_records(&segment, head.chain)?;
         self.check_rest(&segment, &*file, end)?;
-        let at = Place { segment: number, offset: end };
-        Ok((head.log, Tail { file, size: head.size, at, durable: at, chain }))
+        let at = Place {
+            segment: number,
+            offset: end,
+        };
+        Ok((
+            head.log,
+            Tail {
+                file,
+                size: head.size,
+                at,
+                durable: at,
+                chain,
+            },
+        ))
     }
 
     fn check_head(
@@ -176,7 +233,12 @@ impl Replay {
                     return Ok((offset as u64, chain));
                 }
             };
-            let stored = Stored { segment: segment.number, offset: offset as u64, length: length as u32, chain };
+            let stored = Stored {
+                segment: segment.number,
+                offset: offset as u64,
+                length: length as u32,
+                chain,
+            };
             self.replay(&segment.number, stored, record)?;
             offset += length;
             chain = next;
@@ -185,9 +247,12 @@ impl Replay {
 
     /// Damage is a torn end only if it may be part of a batch that nobody was told of.
     fn refuse_unless_torn(&self, segment: &Segment, offset: u64, what: &str) -> Result<(), WalError> {
-        let place = Place { segment: segment.number, offset };
-        let vouched =
-            durable_mark_after(&segment.bytes, segment.number, segment.log, offset).is_some_and(|mark| mark > place);
+        let place = Place {
+            segment: segment.number,
+            offset,
+        };
+        let vouched = durable_mark_after(&segment.bytes, segment.number, segment.log, offset)
+            .is_some_and(|mark| mark > place);
         if !segment.is_last || self.closed.is_some() || vouched {
             return Err(self.corrupt(&segment_name(segment.number), offset, what));
         }
@@ -197,9 +262,16 @@ impl Replay {
     /// What stands beyond the end is zeros, or torn: then it is made zeros.
     fn check_rest(&self, segment: &Segment, file: &dyn File, end: u64) -> Result<(), WalError> {
         let rest = &segment.bytes[end as usize..];
-        let Some(last) = rest.iter().rposition(|byte| *byte != 0) else { return Ok(()) };
+        let Some(last) = rest.iter().rposition(|byte| *byte != 0) else {
+            return Ok(());
+        };
         self.refuse_unless_torn(segment, end, "there are bytes beyond the log's end")?;
-        tracing::warn!(segment = segment.number, offset = end, bytes = last + 1, "cutting off the log's torn end");
+        tracing::warn!(
+            segment = segment.number,
+            offset = end,
+            bytes = last + 1,
+            "cutting off the log's torn end"
+        );
         file.write_at(end, &vec![0; last + 1])?;
         Ok(file.sync_data()?)
     }
@@ -245,11 +317,17 @@ impl Replay {
     }
 
     fn check_complete(&self) -> Result<(), WalError> {
-        let Some(missing_before) = self.missing_before else { return Ok(()) };
+        let Some(missing_before) = self.missing_before else {
+            return Ok(());
+        };
         let purged = self.index.purged.as_ref().map_or(0, |(upto, _)| upto + 1);
         match missing_before <= purged {
             true => Ok(()),
-            false => Err(self.corrupt("", 0, &format!("entries {purged} to {} are missing", missing_before - 1))),
+            false => Err(self.corrupt(
+                "",
+                0,
+                &format!("entries {purged} to {} are missing", missing_before - 1),
+            )),
         }
     }
 
@@ -263,11 +341,15 @@ impl Replay {
     }
 
     fn corrupt(&self, file: &str, offset: u64, what: &str) -> WalError {
-        WalError::Corrupt { file: self.dir.join(file).display().to_string(), offset, what: what.to_string() }
+        WalError::Corrupt {
+            file: self.dir.join(file).display().to_string(),
+            offset,
+            what: what.to_string(),
+        }
     }
 }
 
 fn read_whole(file: &dyn File) -> std::io::Result<Bytes> {
-    let length = usize::try_from(file.len()?).map_err(std::io::Error::other)?;
+    let length = usize::try_from(file.length()?).map_err(std::io::Error::other)?;
     file.read_at(0, length)
 }
