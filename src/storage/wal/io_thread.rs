@@ -20,6 +20,8 @@ const IDLE: Duration = Duration::from_millis(50);
 const ZEROS: usize = 1 << 20;
 /// The file that a clean close leaves.
 pub(super) const CLOSED: &str = "closed";
+/// The same, while it is written.
+pub(super) const CLOSING: &str = "closing";
 /// The file that becomes the next segment.
 pub(super) const SPARE: &str = "spare";
 
@@ -385,9 +387,12 @@ impl IoThread {
                 .map_err(|_| io::Error::other("making a segment panicked"))??;
         }
         let closed = encode_closed(self.log, self.tail.at, self.tail.chain);
-        let file = self.fs.create(&self.dir.join(CLOSED))?;
+        let temporary = self.dir.join(CLOSING);
+        let file = self.fs.create(&temporary)?;
         file.write_at(0, &closed)?;
         file.sync_data()?;
+        self.fs.sync_dir(&self.dir)?;
+        self.fs.rename(&temporary, &self.dir.join(CLOSED))?;
         self.fs.sync_dir(&self.dir)
     }
 
@@ -425,6 +430,8 @@ pub(super) fn zero_filled(fs: &dyn Fs, path: &std::path::Path, size: u64) -> io:
         at += length;
     }
     file.sync_data()?;
+    // Before it is renamed: or a crash could give the new name to an older file of this one.
+    fs.sync_dir(path.parent().unwrap_or(path))?;
     Ok(file)
 }
 
