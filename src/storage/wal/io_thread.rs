@@ -75,6 +75,7 @@ impl Kept {
     pub(super) fn note(&mut self, record: &Record) {
         match record {
             Record::Vote(vote) => self.vote = Some(vote.clone()),
+            Record::Purge(upto, _) if self.purged.as_ref().is_some_and(|(before, _)| before >= upto) => {}
             Record::Purge(upto, mark) => self.purged = Some((*upto, mark.clone())),
             Record::Committed(mark) => self.committed = Some(mark.clone()),
             Record::Sync(_) | Record::Entry(..) | Record::Truncate(_) => {}
