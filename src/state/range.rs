@@ -41,6 +41,15 @@ pub fn revision_of(request: &RangeRequest, source: &impl Versions) -> Result<i64
     }
 }
 
+/// The revision that a range inside a transaction reads at. Only here does etcd hold a negative revision against
+/// the compacted one, rather than taking it for "latest".
+pub fn revision_in_txn(request: &RangeRequest, source: &impl Versions) -> Result<i64, Error> {
+    if request.revision < 0 && request.revision < source.compacted() {
+        return Err(Error::Compacted);
+    }
+    revision_of(request, source)
+}
+
 /// A key of the range, without its value.
 struct Found {
     key: Bytes,

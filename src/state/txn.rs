@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::check::{check_delete_range, check_put, check_txn};
-use super::range::{ReadError, range, revision_of};
+use super::range::{ReadError, range, revision_in_txn};
 use super::{Failure, header};
 use crate::error::Error;
 use crate::mvcc::history::Meta;
@@ -60,11 +60,11 @@ pub fn read_txn(source: &impl Versions, request: &TxnRequest) -> Result<TxnRespo
     let ops = branch(request, succeeded);
     let ranges = || ops.iter().filter_map(as_range);
     for request in ranges() {
-        revision_of(request, source)?;
+        revision_in_txn(request, source)?;
     }
     let responses: Result<Vec<ResponseOp>, ReadError> = ranges()
         .map(|request| {
-            let mut response = range(source, request, revision_of(request, source)?)?;
+            let mut response = range(source, request, revision_in_txn(request, source)?)?;
             response.header = header(source.revision());
             Ok(ResponseOp {
                 response: Some(Response::ResponseRange(response)),
@@ -206,7 +206,7 @@ fn check_taken(write: &Write<'_>, request: &TxnRequest, path: &Path) -> Result<(
     }
     for op in &ops {
         if let Request::RequestRange(range) = op {
-            revision_of(range, write)?;
+            revision_in_txn(range, write)?;
         }
     }
     Ok(())

@@ -1,1 +1,6 @@
-//! The test binary: each case is a module.
+//! The test binary: each case is a module, what they share is in `tests/support`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod differential;

