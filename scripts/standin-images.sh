@@ -11,7 +11,7 @@ have debian:bookworm-slim && have rust:1-bookworm && exit 0
 command -v mmdebstrap >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends mmdebstrap; } >/dev/null
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-sources=$(ls /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null | head -n 1)
+sources=$(find /etc/apt -name '*.sources' -o -name sources.list | head -n 1)
 
 # A layer names no package mirror.
 forget_sources() { find "$1" -path '*/etc/apt/sources.list*' -type f -delete; }

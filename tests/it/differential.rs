@@ -167,12 +167,18 @@ async fn compare(mut stores: Vec<(String, Store)>) {
     let mut coverage = Coverage::default();
     let mut sent = 0;
     while sent < requests {
-        let request = generator.request(Near { revision: guide.revision(), compacted: guide.compacted() });
+        let request = generator.request(Near {
+            revision: guide.revision(),
+            compacted: guide.compacted(),
+        });
         if excluded(&request).is_some() {
             continue;
         }
         let answers = join_all(stores.iter_mut().map(|(_, store)| store.answer(&request))).await;
-        let answers: Vec<Answer> = answers.into_iter().map(|answer| settle(&request, answer)).collect();
+        let answers: Vec<Answer> = answers
+            .into_iter()
+            .map(|answer| settle(&request, answer))
+            .collect();
         if answers.iter().any(|answer| *answer != answers[0]) {
             let said = |((name, _), answer): (&(String, Store), &Answer)| format!("{name}: {answer:?}\n");
             let all: String = stores.iter().zip(&answers).map(said).collect();
@@ -183,7 +189,10 @@ async fn compare(mut stores: Vec<(String, Store)>) {
         sent += 1;
     }
     let names: Vec<&str> = stores.iter().map(|(name, _)| name.as_str()).collect();
-    println!("{} gave the same answers to {sent} requests (seed {seed})", names.join(" and "));
+    println!(
+        "{} gave the same answers to {sent} requests (seed {seed})",
+        names.join(" and ")
+    );
     coverage.check();
 }
 

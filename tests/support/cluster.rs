@@ -91,7 +91,10 @@ impl Cluster {
         for number in 1..=size {
             members.push(Member::prepare(number, dir.path()).await);
         }
-        let urls: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url)).collect();
+        let urls: Vec<String> = members
+            .iter()
+            .map(|m| format!("{}={}", m.name, m.peer_url))
+            .collect();
         Cluster {
             token: format!("test-{}-{}", std::process::id(), free_port()),
             initial_cluster: urls.join(","),
@@ -111,7 +114,11 @@ impl Cluster {
     pub fn command(&self, member: usize) -> Command {
         let member = &self.members[member];
         let mut command = Command::new(BINARY);
-        command.arg("serve").args(["--name", &member.name]).arg("--data-dir").arg(member.data_dir());
+        command
+            .arg("serve")
+            .args(["--name", &member.name])
+            .arg("--data-dir")
+            .arg(member.data_dir());
         command.args(["--listen-client-urls", &member.client_url]);
         command.args(["--advertise-client-urls", &member.client_url]);
         command.args(["--listen-peer-urls", &member.listen_peer_url]);
@@ -154,12 +161,18 @@ impl Cluster {
 
     /// SIGSTOP: the process stands still and doesn't know it.
     pub fn pause(&self, member: usize) {
-        signal(self.members[member].child.as_ref().expect("the member runs"), "STOP");
+        signal(
+            self.members[member].child.as_ref().expect("the member runs"),
+            "STOP",
+        );
     }
 
     /// SIGCONT.
     pub fn resume(&self, member: usize) {
-        signal(self.members[member].child.as_ref().expect("the member runs"), "CONT");
+        signal(
+            self.members[member].child.as_ref().expect("the member runs"),
+            "CONT",
+        );
     }
 
     /// Loses a stopped member's disk.
@@ -176,7 +189,11 @@ impl Cluster {
 
     /// Whether a member's process has ended by itself.
     pub fn has_ended(&mut self, member: usize) -> Option<ExitStatus> {
-        self.members[member].child.as_mut()?.try_wait().expect("a child can be waited for")
+        self.members[member]
+            .child
+            .as_mut()?
+            .try_wait()
+            .expect("a child can be waited for")
     }
 
     /// A client of one member.
@@ -187,14 +204,20 @@ impl Cluster {
     /// A member's status, if it answers at once.
     pub async fn status(&self, member: usize) -> Option<StatusResponse> {
         let mut client = MaintenanceClient::new(channel(&self.members[member].client_url));
-        let answer = tokio::time::timeout(Duration::from_millis(500), client.status(StatusRequest::default()));
+        let answer = tokio::time::timeout(
+            Duration::from_millis(500),
+            client.status(StatusRequest::default()),
+        );
         answer.await.ok()?.ok().map(tonic::Response::into_inner)
     }
 
     /// The member list, as one member knows it.
     pub async fn member_list(&self, member: usize) -> Result<MemberListResponse, tonic::Status> {
         let mut client = ClusterClient::new(channel(&self.members[member].client_url));
-        Ok(client.member_list(MemberListRequest { linearizable: true }).await?.into_inner())
+        Ok(client
+            .member_list(MemberListRequest { linearizable: true })
+            .await?
+            .into_inner())
     }
 
     /// The member that says of itself that it leads, with the highest term if there are two.
@@ -204,7 +227,9 @@ impl Cluster {
             if !self.members[member].is_running() {
                 continue;
             }
-            let Some(status) = self.status(member).await else { continue };
+            let Some(status) = self.status(member).await else {
+                continue;
+            };
             let id = status.header.as_ref().map_or(0, |header| header.member_id);
             if status.leader == id && id != 0 {
                 found = found.max(Some((status.raft_term, member)));
@@ -252,7 +277,11 @@ impl Drop for Cluster {
                 kill_and_reap(&mut child);
             }
             if std::thread::panicking() {
-                eprintln!("--- end of the log of {}:\n{}", member.name, tail(&member.log_file()));
+                eprintln!(
+                    "--- end of the log of {}:\n{}",
+                    member.name,
+                    tail(&member.log_file())
+                );
             }
         }
     }

@@ -32,7 +32,9 @@ impl Proxy {
     /// Listens on a free port for connections to `target`, a port on loopback.
     pub async fn start(target: u16) -> Proxy {
         let port = free_port();
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the proxy's port was free");
+        let listener = TcpListener::bind(("127.0.0.1", port))
+            .await
+            .expect("the proxy's port was free");
         let (link, state) = watch::channel(Link::Up);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -62,7 +64,9 @@ impl Drop for Proxy {
 
 /// Serves one connection until either side closes it, or the link is cut.
 async fn pass_on(client: TcpStream, target: u16, mut state: watch::Receiver<Link>) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+    let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else {
+        return;
+    };
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
     let (from_client, to_client) = client.into_split();
@@ -82,7 +86,9 @@ async fn pump(
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        let Ok(count @ 1..) = from.read(&mut buffer).await else {
+            return;
+        };
         if state.wait_for(|link| *link == Link::Up).await.is_err() {
             return;
         }
