@@ -566,7 +566,7 @@ mod tests {
 
     fn refusal(arguments_given: &[&str]) -> String {
         let result = gather(arguments_given, &[]).and_then(|values| values.config());
-        format!("{:#}", result.err().expect("must be refused"))
+        format!("{:#}", result.expect_err("must be refused"))
     }
 
     #[test]

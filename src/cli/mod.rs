@@ -96,8 +96,9 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
 fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => filter,
-        // openraft tells every step at info; what matters of it we say ourselves.
-        Err(_) if !level.contains(['=', ',']) => format!("{level},openraft=error,sled=warn,h2=warn"),
+        // openraft tells every step, and every request that its caller gave up, as an error; what matters of it we
+        // see in its metrics and say ourselves.
+        Err(_) if !level.contains(['=', ',']) => format!("{level},openraft=off,sled=warn,h2=warn"),
         Err(_) => level.to_string(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)

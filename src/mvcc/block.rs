@@ -92,8 +92,7 @@ impl Block {
         Ok(Block { offsets, body: bytes })
     }
 
-    /// How many versions there are.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.offsets.len() / 4
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::block::{self, Block, Version};
-use super::history::{History, Meta};
+use super::history::Meta;
 use super::save::{blocks, decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
 use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
@@ -130,7 +130,7 @@ fn index(inner: &mut Inner, version: &Version) -> Result<()> {
     inner
         .index
         .entry(version.kv.key.clone())
-        .or_insert_with(History::default)
+        .or_default()
         .push(Meta::of(version));
     Ok(())
 }

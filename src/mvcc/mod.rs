@@ -92,7 +92,7 @@ impl KeyRange {
             (Bound::Excluded(start), Bound::Included(end)) => start >= end,
             _ => false,
         };
-        (!inverted).then(|| (self.start.as_ref(), self.end.as_ref()))
+        (!inverted).then_some((self.start.as_ref(), self.end.as_ref()))
     }
 
     fn after(&self, key: &Bytes) -> KeyRange {

@@ -47,10 +47,7 @@ pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> 
     let mut next_complaint = Instant::now() + COMPLAIN;
     while !belongs(replica) {
         let met = meet(replica, meeting).await?;
-        let problem = match act(replica, meeting, &met).await {
-            Ok(()) => None,
-            Err(problem) => Some(problem),
-        };
+        let problem = act(replica, meeting, &met).await.err();
         if let Some(problem) = problem.filter(|_| Instant::now() > next_complaint) {
             tracing::warn!(%problem, "not yet in a cluster");
             next_complaint = Instant::now() + COMPLAIN;

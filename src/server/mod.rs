@@ -139,10 +139,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         outcome = serve_clients(&config, &replica, introduction, clients, &mut signals) => outcome,
         reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
     };
-    if outcome.is_err() {
-        // The disk or the log failed: nothing can be saved, and `running` stays, so that the next start looks closely.
-        return outcome;
-    }
+    // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
+    outcome?;
     stop.send_replace(true);
     replica.close().await.context("cannot close the log")?;
     drop(peer_tasks);
@@ -216,7 +214,7 @@ async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
         wal_dir: data_dir.join("wal"),
         snapshot_dir: data_dir.join("snapshots"),
         state_dir: data_dir.join("state"),
-        fs: Arc::new(RealFs::default()),
+        fs: Arc::new(RealFs),
         trust_state: data_dir.trust_state(),
         timing: Timing {
             heartbeat: config.heartbeat_interval,

@@ -217,10 +217,10 @@ fn exists_before(write: &Write<'_>, ops: &[&Request], key: &Bytes) -> bool {
     for op in ops.iter().rev() {
         match op {
             Request::RequestPut(put) if put.key == *key => return true,
-            Request::RequestDeleteRange(delete) => {
-                if KeyRange::new(&delete.key, &delete.range_end).contains(key) {
-                    return false;
-                }
+            Request::RequestDeleteRange(delete)
+                if KeyRange::new(&delete.key, &delete.range_end).contains(key) =>
+            {
+                return false;
             }
             _ => {}
         }

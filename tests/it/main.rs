@@ -3,5 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod architecture;
 mod checkers;
+mod crash;
 mod differential;
+mod failover;
+mod readme;

@@ -43,7 +43,7 @@ pub trait Fs: Send + Sync {
 /// An open file.
 pub trait File: Send + Sync {
     /// Its length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Reads exactly this many bytes.
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes>;
@@ -112,7 +112,7 @@ impl Fs for RealFs {
 struct RealFile(std::fs::File);
 
 impl File for RealFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

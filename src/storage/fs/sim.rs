@@ -49,7 +49,9 @@ pub enum Op {
 /// The contents of a disk.
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
+    /// Names, and the files behind them.
     pub names: BTreeMap<PathBuf, usize>,
+    /// Files, by a number that is never used again.
     pub files: BTreeMap<usize, Arc<Vec<u8>>>,
 }
 
@@ -79,6 +81,7 @@ impl Disk {
         bytes[offset..offset + data.len()].copy_from_slice(data);
     }
 
+    /// The file of a name.
     pub fn of(&self, path: &Path) -> Option<&Arc<Vec<u8>>> {
         self.files.get(self.names.get(path)?)
     }
@@ -242,7 +245,7 @@ struct SimFile {
 }
 
 impl File for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self
             .fs
             .lock()

@@ -20,6 +20,8 @@ const IDLE: Duration = Duration::from_millis(50);
 const ZEROS: usize = 1 << 20;
 /// The file that a clean close leaves.
 pub(super) const CLOSED: &str = "closed";
+/// The same, while it is written.
+pub(super) const CLOSING: &str = "closing";
 /// The file that becomes the next segment.
 pub(super) const SPARE: &str = "spare";
 
@@ -73,6 +75,7 @@ impl Kept {
     pub(super) fn note(&mut self, record: &Record) {
         match record {
             Record::Vote(vote) => self.vote = Some(vote.clone()),
+            Record::Purge(upto, _) if self.purged.as_ref().is_some_and(|(before, _)| before >= upto) => {}
             Record::Purge(upto, mark) => self.purged = Some((*upto, mark.clone())),
             Record::Committed(mark) => self.committed = Some(mark.clone()),
             Record::Sync(_) | Record::Entry(..) | Record::Truncate(_) => {}
@@ -278,7 +281,7 @@ impl IoThread {
         let carried_bytes: usize = carried.iter().map(|(record, _)| record.len()).sum();
         let needed = HEAD + record + carried_bytes as u64 + 1024;
         let file: Arc<dyn File> = self.spare(needed)?.into();
-        let size = file.len()?;
+        let size = file.length()?;
         let head = Head {
             log: self.log,
             number,
@@ -385,9 +388,12 @@ impl IoThread {
                 .map_err(|_| io::Error::other("making a segment panicked"))??;
         }
         let closed = encode_closed(self.log, self.tail.at, self.tail.chain);
-        let file = self.fs.create(&self.dir.join(CLOSED))?;
+        let temporary = self.dir.join(CLOSING);
+        let file = self.fs.create(&temporary)?;
         file.write_at(0, &closed)?;
         file.sync_data()?;
+        self.fs.sync_dir(&self.dir)?;
+        self.fs.rename(&temporary, &self.dir.join(CLOSED))?;
         self.fs.sync_dir(&self.dir)
     }
 
@@ -425,6 +431,8 @@ pub(super) fn zero_filled(fs: &dyn Fs, path: &std::path::Path, size: u64) -> io:
         at += length;
     }
     file.sync_data()?;
+    // Before it is renamed: or a crash could give the new name to an older file of this one.
+    fs.sync_dir(path.parent().unwrap_or(path))?;
     Ok(file)
 }
 

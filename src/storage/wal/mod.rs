@@ -201,6 +201,9 @@ impl Index {
 
     /// Entries up to `upto` are gone; the log may end before that (a snapshot was installed).
     fn purge(&mut self, upto: u64, mark: Bytes) {
+        if self.purged.as_ref().is_some_and(|(before, _)| *before >= upto) {
+            return;
+        }
         while self.first <= upto {
             match self.slots.pop_front() {
                 Some(slot) => self.cached_bytes -= slot.bytes.map_or(0, |bytes| bytes.len()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::io_thread::{CLOSED, IoThread, Kept, SPARE, Tail, encode_closed, zero_filled};
+use super::io_thread::{CLOSED, CLOSING, IoThread, Kept, SPARE, Tail, encode_closed, zero_filled};
 use super::record::{FORMAT, HEAD, Head, HeadError, Place, RECORD_HEAD, Record, durable_mark_after};
 use super::{Index, Shared, Stored, WalError, WalOptions, parse_segment_name, segment_name};
 use crate::storage::fs::{File, Fs};
@@ -18,8 +18,12 @@ const FIRST_SEGMENT: u64 = 1;
 pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(IoThread, Index), WalError> {
     fs.create_dir_all(dir)?;
     let names = fs.list(dir)?;
-    if names.iter().any(|name| name == SPARE) {
-        fs.remove(&dir.join(SPARE))?;
+    // Unfinished, of another run.
+    for name in names
+        .iter()
+        .filter(|name| [SPARE, CLOSING].contains(&name.as_str()))
+    {
+        fs.remove(&dir.join(name))?;
     }
     let numbers: Vec<u64> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
     let closed = match names.iter().any(|name| name == CLOSED) {
@@ -350,6 +354,6 @@ impl Replay {
 }
 
 fn read_whole(file: &dyn File) -> std::io::Result<Bytes> {
-    let length = usize::try_from(file.len()?).map_err(std::io::Error::other)?;
+    let length = usize::try_from(file.length()?).map_err(std::io::Error::other)?;
     file.read_at(0, length)
 }

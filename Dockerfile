@@ -1,0 +1,27 @@
+# Built in one stage, run in another, as a user without rights.
+ARG BUILDER=rust:1-bookworm
+ARG RUNTIME=debian:bookworm-slim
+
+FROM ${BUILDER} AS build
+ARG PROFILE=release
+WORKDIR /src
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY proto proto
+COPY src src
+# `dev` builds into `debug`.
+RUN cargo build --locked --profile ${PROFILE} --bin pontoon \
+    && mkdir -p /out \
+    && cp target/$(test ${PROFILE} = dev && echo debug || echo ${PROFILE})/pontoon /out/pontoon
+
+FROM ${RUNTIME}
+RUN groupadd -g 10001 pontoon \
+    && useradd -u 10001 -g pontoon -M -d /var/lib/pontoon pontoon \
+    && mkdir -p /var/lib/pontoon \
+    && chown pontoon:pontoon /var/lib/pontoon
+COPY --from=build /out/pontoon /usr/local/bin/pontoon
+USER 10001:10001
+VOLUME /var/lib/pontoon
+EXPOSE 2379 2380
+HEALTHCHECK --interval=2s --timeout=3s --start-period=5s --retries=10 CMD ["pontoon", "health"]
+ENTRYPOINT ["pontoon"]
+CMD ["serve"]

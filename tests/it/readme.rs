@@ -1,0 +1,110 @@
+//! README.md, block by block, as a newcomer would type it.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PORTS: [u16; 6] = [2379, 2380, 22379, 22380, 32379, 32380];
+
+/// The shell blocks, with what stands behind `sh`.
+fn blocks() -> Vec<(String, String)> {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let mut blocks = Vec::new();
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        if let Some(kind) = line.strip_prefix("```sh") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            blocks.push((kind.trim().to_string(), block.join("\n")));
+        }
+    }
+    blocks
+}
+
+/// A shell in `dir` that finds the tested binary as `pontoon`.
+fn shell(dir: &Path, script: &str) -> Command {
+    let binary = Path::new(env!("CARGO_BIN_EXE_pontoon"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", binary.parent().expect("a directory").display());
+    let mut command = Command::new("bash");
+    command
+        .args(["-euc", script])
+        .current_dir(dir)
+        .env("PATH", path)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Stopped as Ctrl-C would, at the end of the test, however it ends.
+struct Cluster(Child);
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(dir: &Path, block: &str) -> Cluster {
+    // Cargo has built the binary already.
+    let script = format!("exec {}", block.replace("cargo run --release --", "pontoon"));
+    let output = std::fs::File::create(dir.join("banner")).expect("a file");
+    let errors = output.try_clone().expect("a file");
+    let child = shell(dir, &script)
+        .stdout(output)
+        .stderr(errors)
+        .spawn()
+        .expect("started");
+    let cluster = Cluster(child);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let banner = std::fs::read_to_string(dir.join("banner")).unwrap_or_default();
+        if banner.contains("Ctrl-C stops all of it") {
+            return cluster;
+        }
+        assert!(Instant::now() < deadline, "no banner: {banner}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn every_shell_block_of_the_readme_does_what_it_says() {
+    if let Some(taken) = PORTS
+        .iter()
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", **port)).is_err())
+    {
+        panic!("the README's commands need port {taken}, which is in use here");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut cluster = None;
+    let mut ran = Vec::new();
+    for (kind, block) in blocks() {
+        match kind.as_str() {
+            // Run by scripts/compose-test.sh, and by cargo.
+            "docker" => continue,
+            "" if block == "cargo test" => continue,
+            "" if block.contains("cargo run") => cluster = Some(start(dir.path(), &block)),
+            "etcdctl" if Command::new("etcdctl").arg("version").output().is_err() => {
+                println!("etcdctl is not installed: its block is left out");
+            }
+            _ => {
+                let output = shell(dir.path(), &block).output().expect("a shell");
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{block}\n{said}{errors}");
+                let expected = match kind.as_str() {
+                    "" => "OK\nhello\nworld\n",
+                    "etcdctl" => "OK\nhello\nagain\n",
+                    "break" => "OK\nhello\nstill here\n",
+                    other => panic!("a block of unknown kind {other}"),
+                };
+                assert!(said.starts_with(expected), "{block}\n{said}");
+            }
+        }
+        ran.push(kind);
+    }
+    assert!(
+        cluster.is_some() && ran.iter().any(|kind| kind == "break"),
+        "ran only {ran:?}"
+    );
+}
