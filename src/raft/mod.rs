@@ -22,6 +22,8 @@ pub mod read_index;
 pub mod replica;
 pub mod snapshot;
 pub mod state_machine;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

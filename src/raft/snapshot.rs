@@ -207,13 +207,19 @@ impl SnapshotStore {
         Ok(found)
     }
 
-    /// A received snapshot became this member's state: it is the current one from now on.
+    /// A snapshot became this member's state: its file, moved here if it is elsewhere, is the current one from now on.
     pub fn installed(&self, file: &SnapshotFile, meta: &SnapshotMeta) -> io::Result<()> {
-        if file.path.to_string_lossy().ends_with(TEMPORARY) {
-            self.adopt(&file.path, meta).map(drop)
-        } else {
-            Ok(())
+        if self
+            .current()
+            .is_some_and(|current| current.snapshot.path == file.path)
+        {
+            return Ok(());
         }
+        let path = self.temporary(meta);
+        if path != file.path {
+            copy(file, &*self.fs, &path)?;
+        }
+        self.adopt(&path, meta).map(drop)
     }
 
     fn temporary(&self, meta: &SnapshotMeta) -> PathBuf {
@@ -245,6 +251,17 @@ impl SnapshotStore {
         }
         Ok(snapshot)
     }
+}
+
+fn copy(file: &SnapshotFile, fs: &dyn Fs, path: &Path) -> io::Result<()> {
+    let (from, to) = (file.fs.open(&file.path)?, fs.create(path)?);
+    let mut offset = 0;
+    while offset < file.size {
+        let length = (file.size - offset).min(WRITE_BYTES as u64);
+        to.write_at(offset, &from.read_at(offset, length as usize)?)?;
+        offset += length;
+    }
+    to.sync_data()
 }
 
 fn file_name(meta: &SnapshotMeta) -> String {

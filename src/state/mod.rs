@@ -14,6 +14,8 @@
 mod check;
 mod cluster;
 mod range;
+#[cfg(test)]
+mod tests;
 mod txn;
 
 use std::sync::Arc;

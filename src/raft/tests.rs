@@ -1,0 +1,126 @@
+//! The stores, held against openraft's own conformance suite, and a snapshot from one member to another.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::storage::RaftStateMachine;
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{RaftSnapshotBuilder, StorageError};
+use prost::Message;
+use tokio::sync::{oneshot, watch};
+
+use super::entry::new_log_id;
+use super::log_store::LogStore;
+use super::replica::Failure;
+use super::snapshot::SnapshotStore;
+use super::state_machine::{Mark, Shell, StateMachine};
+use super::{CommandBytes, Entry, Types};
+use crate::pb::etcdserverpb::{CompactionRequest, PutRequest};
+use crate::pb::pontoon::command::{Command, command::Op};
+use crate::state::{Options, State};
+use crate::storage::fs::{Fs, SimFs};
+use crate::storage::wal::{Wal, WalOptions};
+use crate::storage::{Engine, Memory};
+
+fn memory() -> Arc<dyn Engine> {
+    Arc::new(Memory::default())
+}
+
+fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
+    let shell = Shell {
+        snapshots: Arc::new(SnapshotStore::open(fs, &PathBuf::from("/snapshots")).expect("opened")),
+        fresh_engine: Arc::new(|| Ok((PathBuf::from("/nowhere"), memory()))),
+        options: Options::default(),
+        applied: watch::channel(0).0,
+        failure: Failure::default(),
+        closed: oneshot::channel().0,
+    };
+    let engine = memory();
+    let (state, _) = State::open(engine.clone(), Options::default()).expect("opened");
+    StateMachine::new(state, Mark::default(), engine, PathBuf::from("/nowhere"), shell)
+}
+
+struct Builder;
+
+impl StoreBuilder<Types, LogStore, StateMachine> for Builder {
+    async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<Types>> {
+        let fs: Arc<dyn Fs> = Arc::new(SimFs::default());
+        let options = WalOptions {
+            segment_bytes: 1 << 16,
+            ..WalOptions::default()
+        };
+        let wal = Wal::open(fs.clone(), &PathBuf::from("/wal"), options).expect("opened");
+        Ok(((), LogStore::new(wal), state_machine(fs)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stores_pass_openrafts_own_suite() {
+    Suite::test_all(Builder).await.expect("conformant");
+}
+
+/// Applies commands as openraft would, from index 1 on.
+async fn apply(machine: &mut StateMachine, ops: impl Iterator<Item = Op>) -> u64 {
+    let mut last = 0;
+    for (at, op) in ops.enumerate() {
+        last = at as u64 + 1;
+        let command = Command {
+            header: None,
+            op: Some(op),
+        }
+        .encode_to_vec();
+        let payload = openraft::EntryPayload::Normal(CommandBytes(Bytes::from(command)));
+        let entry = <Entry as openraft::entry::RaftEntry>::new(new_log_id(1, 1, last), payload);
+        let entries = futures::stream::iter([Ok((entry, None))]);
+        machine.apply(entries).await.expect("applied");
+    }
+    last
+}
+
+fn put(key: u32, value: u32) -> Op {
+    let (key, value) = (
+        Bytes::from(format!("key {key}")),
+        Bytes::from(format!("value {value}")),
+    );
+    Op::Put(PutRequest {
+        key,
+        value,
+        ..PutRequest::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_makes_another_member_the_same() {
+    let fs: Arc<dyn Fs> = Arc::new(SimFs::default());
+    let mut from = state_machine(fs.clone());
+    let writes = (0..3000).map(|at| put(at % 700, at));
+    let compact = Op::Compact(CompactionRequest {
+        revision: 1500,
+        physical: false,
+    });
+    let last = apply(&mut from, writes.chain([compact])).await;
+    let mut builder = from.get_snapshot_builder().await;
+    // Written after the snapshot began: not part of it.
+    let before = from.reader().hash_kv(0).expect("readable");
+    apply(&mut from, [put(1, 1)].into_iter()).await;
+    let snapshot = builder.build_snapshot().await.expect("built");
+    assert_eq!(snapshot.meta.last_log_id, Some(new_log_id(1, 1, last)));
+
+    let mut to = state_machine(fs);
+    let reader = to.reader();
+    apply(&mut to, (0..50).map(|at| put(at, 0))).await;
+    to.install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await
+        .expect("installed");
+    assert_eq!(
+        to.applied_state().await.expect("known").0,
+        Some(new_log_id(1, 1, last))
+    );
+    assert_eq!(
+        reader.hash_kv(0).expect("readable"),
+        before,
+        "a reader from before sees the new state"
+    );
+    assert_eq!(reader.compacted(), 1500);
+}
