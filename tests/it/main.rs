@@ -4,5 +4,8 @@
 mod support;
 
 mod architecture;
+mod checkers;
+mod crash;
 mod differential;
+mod failover;
 mod readme;
