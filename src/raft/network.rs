@@ -438,11 +438,7 @@ fn unreachable(status: &Status) -> Unreachable<Types> {
 pub fn is_connect_error(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        let io = error.downcast_ref::<std::io::Error>();
-        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
-            return true;
-        }
-        if error.to_string().contains("tcp connect error") {
+        if error.is::<tonic::ConnectError>() {
             return true;
         }
         source = error.source();

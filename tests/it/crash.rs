@@ -76,7 +76,11 @@ async fn kills_under_load_lose_nothing() {
     let (seed, kills) = (from_env("PONTOON_SEED", 1), from_env("PONTOON_KILLS", KILLS));
     // Small, so that snapshots are taken, logs purged and members caught up by a snapshot on the way.
     let mut cluster = Cluster::start_with(3, &["--snapshot-count", "300"]).await;
-    let endpoints: Vec<String> = cluster.members.iter().map(|member| member.client_url.clone()).collect();
+    let endpoints: Vec<String> = cluster
+        .members
+        .iter()
+        .map(|member| member.client_url.clone())
+        .collect();
     let workload = Workload::start(&endpoints, CLIENTS, seed);
     let mut rng = StdRng::seed_from_u64(seed);
     let mut killed = 0;
@@ -106,7 +110,9 @@ async fn await_progress(recorder: &Recorder, writes: usize) {
 async fn judge(cluster: &Cluster, recorder: &Recorder, seed: u64, killed: u64) {
     let operations = recorder.operations();
     let tally = Tally::of(&operations);
-    let past = Past::read(&cluster.client(0)).await.expect("the past can be read");
+    let past = Past::read(&cluster.client(0))
+        .await
+        .expect("the past can be read");
     println!(
         "seed {seed}, {killed} kills: {} writes and {} reads acknowledged, {} unknown, {} refused; \
          {} revisions; longest time without a write {:?}",
@@ -117,8 +123,12 @@ async fn judge(cluster: &Cluster, recorder: &Recorder, seed: u64, killed: u64) {
         past.last(),
         longest_gap(&operations)
     );
-    assert!(tally.writes > 200 && tally.reads > 200, "the clients did too little for the run to mean anything");
-    let places = order::check(&operations, &past).unwrap_or_else(|why| panic!("checker A, seed {seed}: {why}"));
+    assert!(
+        tally.writes > 200 && tally.reads > 200,
+        "the clients did too little for the run to mean anything"
+    );
+    let places =
+        order::check(&operations, &past).unwrap_or_else(|why| panic!("checker A, seed {seed}: {why}"));
     linearize::check(&operations, &places).unwrap_or_else(|why| panic!("checker B, seed {seed}: {why}"));
     members_are_equal(cluster, past.last()).await;
 }
@@ -127,7 +137,11 @@ async fn judge(cluster: &Cluster, recorder: &Recorder, seed: u64, killed: u64) {
 async fn members_are_equal(cluster: &Cluster, revision: i64) {
     let mut first: Option<Response> = None;
     for member in 0..cluster.members.len() {
-        let request = RangeRequest { revision, serializable: true, ..everything() };
+        let request = RangeRequest {
+            revision,
+            serializable: true,
+            ..everything()
+        };
         let what = format!("{} to reach revision {revision}", cluster.members[member].name);
         let held = wait_for(PATIENCE, &what, || {
             let (mut client, request) = (cluster.client(member), Request::Range(request.clone()));
@@ -136,7 +150,11 @@ async fn members_are_equal(cluster: &Cluster, revision: i64) {
         .await;
         match &first {
             None => first = Some(held),
-            Some(first) => assert_eq!(*first, held, "{} differs from the first", cluster.members[member].name),
+            Some(first) => assert_eq!(
+                *first, held,
+                "{} differs from the first",
+                cluster.members[member].name
+            ),
         }
     }
 }

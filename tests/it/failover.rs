@@ -29,14 +29,22 @@ async fn put_somewhere(cluster: &Cluster, key: &str, value: &str) -> Duration {
 /// A serializable get: what this member holds by itself.
 async fn local(cluster: &Cluster, member: usize, key: &str) -> Option<String> {
     let answer = cluster.client(member).call(get(key, true)).await;
-    let Ok(Response::Range(range)) = answer else { return None };
-    range.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned())
+    let Ok(Response::Range(range)) = answer else {
+        return None;
+    };
+    range
+        .kvs
+        .first()
+        .map(|kv| String::from_utf8_lossy(&kv.value).into_owned())
 }
 
 /// Waits until a member holds a value by itself.
 async fn await_local(cluster: &Cluster, member: usize, key: &str, value: &str) {
     let what = format!("{} to hold {key}={value}", cluster.members[member].name);
-    wait_for(PATIENCE, &what, || async { local(cluster, member, key).await.filter(|held| held == value) }).await;
+    wait_for(PATIENCE, &what, || async {
+        local(cluster, member, key).await.filter(|held| held == value)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -49,7 +57,11 @@ async fn every_member_takes_writes_and_reads() {
         for reader in 0..3 {
             // Linearizable: no waiting, whichever member is asked.
             let found = cluster.client(reader).get("key").await.expect("a get");
-            assert_eq!(found.as_deref(), Some(value.as_str()), "written by {writer}, read by {reader}");
+            assert_eq!(
+                found.as_deref(),
+                Some(value.as_str()),
+                "written by {writer}, read by {reader}"
+            );
         }
     }
 }
@@ -62,8 +74,11 @@ async fn members_agree_on_who_they_are() {
     for list in lists {
         let list = list.expect("a member list");
         let cluster_id = list.header.expect("a header").cluster_id;
-        let mut members: Vec<_> =
-            list.members.iter().map(|m| (m.name.clone(), m.id, m.client_ur_ls.clone(), m.is_learner)).collect();
+        let mut members: Vec<_> = list
+            .members
+            .iter()
+            .map(|m| (m.name.clone(), m.id, m.client_ur_ls.clone(), m.is_learner))
+            .collect();
         members.sort();
         ids.push((cluster_id, members));
     }
@@ -71,7 +86,7 @@ async fn members_agree_on_who_they_are() {
     let names: Vec<&str> = ids[0].1.iter().map(|member| member.0.as_str()).collect();
     assert_eq!(names, ["n1", "n2", "n3"]);
     for (member, (_, _, urls, learner)) in cluster.members.iter().zip(&ids[0].1) {
-        assert_eq!(*urls, [member.client_url.clone()]);
+        assert_eq!(urls, std::slice::from_ref(&member.client_url));
         assert!(!learner);
     }
 }
@@ -102,7 +117,10 @@ async fn a_leader_told_to_stop_hands_over_first() {
     println!("SIGTERM: the process ended after {:?}", start.elapsed());
     let gap = put_somewhere(&cluster, "after", "2").await;
     println!("the next write was acknowledged {gap:?} later");
-    assert!(gap < Duration::from_millis(900), "leadership was not handed over: the gap was {gap:?}");
+    assert!(
+        gap < Duration::from_millis(900),
+        "leadership was not handed over: the gap was {gap:?}"
+    );
     cluster.restart(leader).await;
     await_local(&cluster, leader, "after", "2").await;
 }
@@ -112,7 +130,10 @@ async fn all_members_killed_at_once_come_back_with_everything() {
     let mut cluster = Cluster::start(3).await;
     let mut client = cluster.client(0);
     for number in 0..200 {
-        client.put(&format!("key {number}"), &format!("value {number}")).await.expect("a put");
+        client
+            .put(&format!("key {number}"), &format!("value {number}"))
+            .await
+            .expect("a put");
     }
     for member in 0..3 {
         cluster.kill(member);
@@ -122,8 +143,14 @@ async fn all_members_killed_at_once_come_back_with_everything() {
     }
     cluster.await_ready().await;
     for member in 0..3 {
-        let answer = cluster.client(member).call(Request::Range(everything())).await.expect("a range");
-        let Response::Range(range) = answer else { unreachable!("a range answers a range") };
+        let answer = cluster
+            .client(member)
+            .call(Request::Range(everything()))
+            .await
+            .expect("a range");
+        let Response::Range(range) = answer else {
+            unreachable!("a range answers a range")
+        };
         assert_eq!(range.count, 200);
         assert_eq!(range.header.expect("a header").revision, 201);
         for kv in &range.kvs {
@@ -141,10 +168,19 @@ async fn without_a_quorum_nothing_is_acknowledged() {
     cluster.kill(2);
     let mut client = cluster.client(0);
     let put = tokio::time::timeout(Duration::from_secs(3), client.put("key", "2")).await;
-    assert!(!matches!(put, Ok(Ok(_))), "one of three acknowledged a write: {put:?}");
+    assert!(
+        !matches!(put, Ok(Ok(_))),
+        "one of three acknowledged a write: {put:?}"
+    );
     let read = tokio::time::timeout(Duration::from_secs(3), client.get("key")).await;
-    assert!(!matches!(read, Ok(Ok(_))), "one of three answered a linearizable read: {read:?}");
-    assert!(local(&cluster, 0, "key").await.is_some(), "a serializable read needs no quorum");
+    assert!(
+        !matches!(read, Ok(Ok(_))),
+        "one of three answered a linearizable read: {read:?}"
+    );
+    assert!(
+        local(&cluster, 0, "key").await.is_some(),
+        "a serializable read needs no quorum"
+    );
     cluster.spawn(1);
     cluster.await_serving(0).await;
 }
@@ -159,7 +195,9 @@ async fn a_paused_leader_serves_no_stale_read() {
     waiting.get("key").await.expect("a get");
     cluster.pause(leader);
     let read = tokio::spawn(async move {
-        let answer = waiting.call_within(Duration::from_secs(20), get("key", false)).await;
+        let answer = waiting
+            .call_within(Duration::from_secs(20), get("key", false))
+            .await;
         answer.map(|answer| match answer {
             Response::Range(range) => range.kvs.first().map(|kv| kv.value.clone()).unwrap_or_default(),
             other => panic!("not a range: {other:?}"),
@@ -175,7 +213,11 @@ async fn a_paused_leader_serves_no_stale_read() {
     // The paused read began before the put, so "old" would be allowed for it; one that begins now has no excuse.
     let fresh = cluster.client(leader).get("key").await;
     if let Ok(found) = fresh {
-        assert_eq!(found.as_deref(), Some("new"), "the resumed leader served a stale read");
+        assert_eq!(
+            found.as_deref(),
+            Some("new"),
+            "the resumed leader served a stale read"
+        );
     }
     if let Ok(value) = read.await.expect("the read ends") {
         assert!(value == "new" || value == "old", "{value:?}");
@@ -188,19 +230,40 @@ async fn a_wiped_member_rejoins_under_a_new_id() {
     let mut cluster = Cluster::start_with(3, &["--snapshot-count", "200"]).await;
     let mut client = cluster.client(0);
     for number in 0..600 {
-        client.put(&format!("key {}", number % 50), &number.to_string()).await.expect("a put");
+        client
+            .put(&format!("key {}", number % 50), &number.to_string())
+            .await
+            .expect("a put");
     }
     let wiped = 2;
-    let id_before = cluster.status(wiped).await.expect("a status").header.expect("a header").member_id;
+    let id_before = cluster
+        .status(wiped)
+        .await
+        .expect("a status")
+        .header
+        .expect("a header")
+        .member_id;
     cluster.kill(wiped);
     cluster.wipe(wiped);
     cluster.restart(wiped).await;
     await_local(&cluster, wiped, "key 49", "599").await;
-    let id = cluster.status(wiped).await.expect("a status").header.expect("a header").member_id;
-    assert_ne!(id, id_before, "an id whose votes are forgotten must not vote again");
+    let id = cluster
+        .status(wiped)
+        .await
+        .expect("a status")
+        .header
+        .expect("a header")
+        .member_id;
+    assert_ne!(
+        id, id_before,
+        "an id whose votes are forgotten must not vote again"
+    );
     let list = cluster.member_list(0).await.expect("a member list");
     assert_eq!(list.members.len(), 3, "{list:#?}");
-    assert!(list.members.iter().all(|member| member.id != id_before), "{list:#?}");
+    assert!(
+        list.members.iter().all(|member| member.id != id_before),
+        "{list:#?}"
+    );
     // It counts again: with another member gone, the two are a quorum.
     cluster.kill(0);
     put_somewhere(&cluster, "at last", "2 of 3").await;

@@ -15,5 +15,7 @@ pub mod workload;
 
 /// A number from the environment, to replace a seed or a length.
 pub fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
+    std::env::var(name)
+        .ok()
+        .map_or(default, |text| text.parse().expect("a number"))
 }
