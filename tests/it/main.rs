@@ -9,5 +9,6 @@ mod bad_input;
 mod checkers;
 mod crash;
 mod differential;
+mod etcdctl;
 mod failover;
 mod readme;
