@@ -34,7 +34,11 @@ async fn keep(cluster: &Cluster) {
 async fn is_unharmed(cluster: &mut Cluster) {
     let found = cluster.client(0).get(KEPT.0).await.expect("a get");
     assert_eq!(found.as_deref(), Some(KEPT.1));
-    cluster.client(0).put("writes", "still work").await.expect("a put");
+    cluster
+        .client(0)
+        .put("writes", "still work")
+        .await
+        .expect("a put");
     for member in 0..cluster.members.len() {
         assert_eq!(cluster.has_ended(member), None);
         let log = std::fs::read_to_string(cluster.members[member].log_file()).expect("a log");
@@ -43,7 +47,10 @@ async fn is_unharmed(cluster: &mut Cluster) {
 }
 
 fn range(key: &str) -> RangeRequest {
-    RangeRequest { key: key.as_bytes().to_vec().into(), ..Default::default() }
+    RangeRequest {
+        key: key.as_bytes().to_vec().into(),
+        ..Default::default()
+    }
 }
 
 fn put(key: &str) -> PutRequest {
@@ -52,11 +59,18 @@ fn put(key: &str) -> PutRequest {
 
 fn delete(key: &str, end: &str) -> DeleteRangeRequest {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    DeleteRangeRequest { key: bytes(key), range_end: bytes(end), prev_kv: false }
+    DeleteRangeRequest {
+        key: bytes(key),
+        range_end: bytes(end),
+        prev_kv: false,
+    }
 }
 
 fn txn(success: Vec<RequestOp>) -> Request {
-    Request::Txn(TxnRequest { success, ..Default::default() })
+    Request::Txn(TxnRequest {
+        success,
+        ..Default::default()
+    })
 }
 
 fn compare_empty_key() -> Compare {
@@ -82,55 +96,214 @@ fn bad_requests() -> Vec<(&'static str, Request, Code, &'static str)> {
     let put_op = |request| op(Op::RequestPut(request));
     let delete_op = |request| op(Op::RequestDeleteRange(request));
     vec![
-        ("get, empty key", Request::Range(range("")), InvalidArgument, EMPTY),
+        (
+            "get, empty key",
+            Request::Range(range("")),
+            InvalidArgument,
+            EMPTY,
+        ),
         ("put, empty key", Request::Put(put("")), InvalidArgument, EMPTY),
-        ("del, empty key", Request::Delete(delete("", "")), InvalidArgument, EMPTY),
-        ("txn, empty key in an op", txn(vec![put_op(put(""))]), InvalidArgument, EMPTY),
-        ("txn, empty key in a compare",
-            Request::Txn(TxnRequest { compare: vec![compare_empty_key()], ..Default::default() }),
-            InvalidArgument, EMPTY),
-        ("get, future revision", Request::Range(RangeRequest { revision: 99, ..range("a") }), OutOfRange, FUTURE),
-        ("get, compacted revision", Request::Range(RangeRequest { revision: 2, ..range("a") }), OutOfRange, COMPACTED),
-        ("compact, future revision", Request::Compact(CompactionRequest { revision: 99, physical: false }),
-            OutOfRange, FUTURE),
-        ("compact, again", Request::Compact(CompactionRequest { revision: 3, physical: true }), OutOfRange, COMPACTED),
-        ("txn that writes, future revision in a range",
-            txn(vec![put_op(put("x")), range_op(RangeRequest { revision: 99, ..range("a") })]), OutOfRange, FUTURE),
-        ("txn that writes, compacted revision in a range",
-            txn(vec![put_op(put("x")), range_op(RangeRequest { revision: 2, ..range("a") })]), OutOfRange, COMPACTED),
-        ("get, unknown sort order", Request::Range(RangeRequest { sort_order: 9, ..range("a") }), InvalidArgument, SORT),
-        ("get, unknown sort target", Request::Range(RangeRequest { sort_target: 9, ..range("a") }),
-            InvalidArgument, SORT),
-        ("put, value to be ignored",
-            Request::Put(PutRequest { ignore_value: true, value: "x".into(), ..put("a") }),
-            InvalidArgument, "etcdserver: value is provided"),
-        ("put, lease to be ignored", Request::Put(PutRequest { ignore_lease: true, lease: 1, ..put("a") }),
-            InvalidArgument, "etcdserver: lease is provided"),
-        ("put, ignore the value of nothing", Request::Put(PutRequest { ignore_value: true, ..put("none") }),
-            InvalidArgument, NO_KEY),
-        ("put, ignore the lease of nothing", Request::Put(PutRequest { ignore_lease: true, ..put("none") }),
-            InvalidArgument, NO_KEY),
-        ("put, no such lease", Request::Put(PutRequest { lease: 12345, ..put("a") }),
-            NotFound, "etcdserver: requested lease not found"),
-        ("put, oversized", Request::Put(put_request(b"big", &vec![0; 1_700_000])),
-            InvalidArgument, "etcdserver: request is too large"),
-        ("txn, an op with nothing in it", txn(vec![RequestOp { request: None }]), InvalidArgument, NO_KEY),
-        ("txn, one key put twice", txn(vec![put_op(put("x")), put_op(put("x"))]), InvalidArgument, DUPLICATE),
-        ("txn, a key put and deleted", txn(vec![put_op(put("x")), delete_op(delete("a", "z"))]),
-            InvalidArgument, DUPLICATE),
-        ("txn, 129 ops", txn((0..129).map(|_| range_op(range("a"))).collect()), InvalidArgument, TOO_MANY),
-        ("txn, 127 ops and 2 nested",
-            txn((0..126).map(|_| range_op(range("a")))
+        (
+            "del, empty key",
+            Request::Delete(delete("", "")),
+            InvalidArgument,
+            EMPTY,
+        ),
+        (
+            "txn, empty key in an op",
+            txn(vec![put_op(put(""))]),
+            InvalidArgument,
+            EMPTY,
+        ),
+        (
+            "txn, empty key in a compare",
+            Request::Txn(TxnRequest {
+                compare: vec![compare_empty_key()],
+                ..Default::default()
+            }),
+            InvalidArgument,
+            EMPTY,
+        ),
+        (
+            "get, future revision",
+            Request::Range(RangeRequest {
+                revision: 99,
+                ..range("a")
+            }),
+            OutOfRange,
+            FUTURE,
+        ),
+        (
+            "get, compacted revision",
+            Request::Range(RangeRequest {
+                revision: 2,
+                ..range("a")
+            }),
+            OutOfRange,
+            COMPACTED,
+        ),
+        (
+            "compact, future revision",
+            Request::Compact(CompactionRequest {
+                revision: 99,
+                physical: false,
+            }),
+            OutOfRange,
+            FUTURE,
+        ),
+        (
+            "compact, again",
+            Request::Compact(CompactionRequest {
+                revision: 3,
+                physical: true,
+            }),
+            OutOfRange,
+            COMPACTED,
+        ),
+        (
+            "txn that writes, future revision in a range",
+            txn(vec![
+                put_op(put("x")),
+                range_op(RangeRequest {
+                    revision: 99,
+                    ..range("a")
+                }),
+            ]),
+            OutOfRange,
+            FUTURE,
+        ),
+        (
+            "txn that writes, compacted revision in a range",
+            txn(vec![
+                put_op(put("x")),
+                range_op(RangeRequest {
+                    revision: 2,
+                    ..range("a")
+                }),
+            ]),
+            OutOfRange,
+            COMPACTED,
+        ),
+        (
+            "get, unknown sort order",
+            Request::Range(RangeRequest {
+                sort_order: 9,
+                ..range("a")
+            }),
+            InvalidArgument,
+            SORT,
+        ),
+        (
+            "get, unknown sort target",
+            Request::Range(RangeRequest {
+                sort_target: 9,
+                ..range("a")
+            }),
+            InvalidArgument,
+            SORT,
+        ),
+        (
+            "put, value to be ignored",
+            Request::Put(PutRequest {
+                ignore_value: true,
+                value: "x".into(),
+                ..put("a")
+            }),
+            InvalidArgument,
+            "etcdserver: value is provided",
+        ),
+        (
+            "put, lease to be ignored",
+            Request::Put(PutRequest {
+                ignore_lease: true,
+                lease: 1,
+                ..put("a")
+            }),
+            InvalidArgument,
+            "etcdserver: lease is provided",
+        ),
+        (
+            "put, ignore the value of nothing",
+            Request::Put(PutRequest {
+                ignore_value: true,
+                ..put("none")
+            }),
+            InvalidArgument,
+            NO_KEY,
+        ),
+        (
+            "put, ignore the lease of nothing",
+            Request::Put(PutRequest {
+                ignore_lease: true,
+                ..put("none")
+            }),
+            InvalidArgument,
+            NO_KEY,
+        ),
+        (
+            "put, no such lease",
+            Request::Put(PutRequest {
+                lease: 12345,
+                ..put("a")
+            }),
+            NotFound,
+            "etcdserver: requested lease not found",
+        ),
+        (
+            "put, oversized",
+            Request::Put(put_request(b"big", &vec![0; 1_700_000])),
+            InvalidArgument,
+            "etcdserver: request is too large",
+        ),
+        (
+            "txn, an op with nothing in it",
+            txn(vec![RequestOp { request: None }]),
+            InvalidArgument,
+            NO_KEY,
+        ),
+        (
+            "txn, one key put twice",
+            txn(vec![put_op(put("x")), put_op(put("x"))]),
+            InvalidArgument,
+            DUPLICATE,
+        ),
+        (
+            "txn, a key put and deleted",
+            txn(vec![put_op(put("x")), delete_op(delete("a", "z"))]),
+            InvalidArgument,
+            DUPLICATE,
+        ),
+        (
+            "txn, 129 ops",
+            txn((0..129).map(|_| range_op(range("a"))).collect()),
+            InvalidArgument,
+            TOO_MANY,
+        ),
+        (
+            "txn, 127 ops and 2 nested",
+            txn((0..126)
+                .map(|_| range_op(range("a")))
                 .chain([op(Op::RequestTxn(TxnRequest {
                     success: (0..2).map(|_| range_op(range("a"))).collect(),
                     ..Default::default()
                 }))])
                 .collect()),
-            InvalidArgument, TOO_MANY),
+            InvalidArgument,
+            TOO_MANY,
+        ),
         // etcd applies this one and panics, on every member and again at each restart.
-        ("txn, a put that ignores the value of a key deleted up to the end",
-            txn(vec![delete_op(delete("a", "\0")), put_op(PutRequest { ignore_value: true, ..put("a") })]),
-            InvalidArgument, NO_KEY),
+        (
+            "txn, a put that ignores the value of a key deleted up to the end",
+            txn(vec![
+                delete_op(delete("a", "\0")),
+                put_op(PutRequest {
+                    ignore_value: true,
+                    ..put("a")
+                }),
+            ]),
+            InvalidArgument,
+            NO_KEY,
+        ),
     ]
 }
 
@@ -141,15 +314,28 @@ async fn bad_requests_get_etcds_code_and_text() {
     let mut client = cluster.client(0);
     assert_eq!(client.put("a", "1").await.expect("a put"), 3);
     assert_eq!(client.put("a", "2").await.expect("a put"), 4);
-    client.call(Request::Compact(CompactionRequest { revision: 3, physical: true })).await.expect("a compaction");
+    client
+        .call(Request::Compact(CompactionRequest {
+            revision: 3,
+            physical: true,
+        }))
+        .await
+        .expect("a compaction");
     for (name, request, code, text) in bad_requests() {
         for member in 0..3 {
             let answer = cluster.client(member).ask(request.clone()).await;
-            let expected = Err(Refusal { code, text: text.to_string() });
+            let expected = Err(Refusal {
+                code,
+                text: text.to_string(),
+            });
             assert_eq!(answer, expected, "{name}, asked of member {member}");
         }
     }
-    let now = client.call(Request::Range(everything())).await.expect("a range").revision();
+    let now = client
+        .call(Request::Range(everything()))
+        .await
+        .expect("a range")
+        .revision();
     assert_eq!(now, 4, "a refused request changed something");
     is_unharmed(&mut cluster).await;
 }
@@ -161,7 +347,12 @@ async fn a_message_beyond_the_transports_limit_is_refused_as_grpc_go_does() {
     let request = Request::Put(put_request(b"big", &vec![0; 3 << 20]));
     let refusal = cluster.client(0).ask(request).await.expect_err("too large");
     assert_eq!(refusal.code, Code::ResourceExhausted, "{refusal:?}");
-    assert!(refusal.text.starts_with("grpc: received message larger than max ("), "{refusal:?}");
+    assert!(
+        refusal
+            .text
+            .starts_with("grpc: received message larger than max ("),
+        "{refusal:?}"
+    );
     assert!(refusal.text.ends_with(" vs. 2097152)"), "{refusal:?}");
     is_unharmed(&mut cluster).await;
 }
@@ -171,10 +362,21 @@ async fn what_is_not_served_yet_names_itself() {
     let mut cluster = Cluster::start(1).await;
     keep(&cluster).await;
     let mut leases = LeaseClient::new(channel(&cluster.members[0].client_url));
-    let status = leases.lease_grant(LeaseGrantRequest { ttl: 10, id: 0 }).await.expect_err("not served");
+    let status = leases
+        .lease_grant(LeaseGrantRequest { ttl: 10, id: 0 })
+        .await
+        .expect_err("not served");
     assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("/etcdserverpb.Lease/LeaseGrant"), "{status:?}");
-    let status = call_raw(&cluster.members[0].client_url, "/no.such.Service/Method", Bytes::new()).await;
+    assert!(
+        status.message().contains("/etcdserverpb.Lease/LeaseGrant"),
+        "{status:?}"
+    );
+    let status = call_raw(
+        &cluster.members[0].client_url,
+        "/no.such.Service/Method",
+        Bytes::new(),
+    )
+    .await;
     assert_eq!(status.expect_err("no such method").code(), Code::Unimplemented);
     is_unharmed(&mut cluster).await;
 }
@@ -202,7 +404,9 @@ fn noises() -> Vec<Vec<u8>> {
 
 fn shout(port: u16, noise: &[u8]) {
     use std::io::{Read, Write};
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return };
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return;
+    };
     let _ = stream.set_read_timeout(Some(Duration::from_millis(50)));
     // The server may hang up at any point: that is its right.
     let _ = stream.write_all(noise);
@@ -213,8 +417,15 @@ fn shout(port: u16, noise: &[u8]) {
 async fn noise_on_both_ports_disturbs_nobody() {
     let mut cluster = Cluster::start(1).await;
     keep(&cluster).await;
-    for url in [&cluster.members[0].client_url, &cluster.members[0].listen_peer_url] {
-        let port: u16 = url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    for url in [
+        &cluster.members[0].client_url,
+        &cluster.members[0].listen_peer_url,
+    ] {
+        let port: u16 = url
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok())
+            .expect("a port");
         let shouts: Vec<_> = (0..10)
             .flat_map(|_| noises())
             .map(|noise| tokio::task::spawn_blocking(move || shout(port, &noise)))
@@ -266,21 +477,37 @@ impl Decoder for RawCodec {
 
 async fn call_raw(url: &str, method: &str, message: Bytes) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(channel(url));
-    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let path = method.parse().expect("a path");
-    Ok(grpc.unary(tonic::Request::new(message), path, RawCodec).await?.into_inner())
+    Ok(grpc
+        .unary(tonic::Request::new(message), path, RawCodec)
+        .await?
+        .into_inner())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_make_no_sense_are_refused_on_both_ports() {
     const KV: [&str; 5] = ["Range", "Put", "DeleteRange", "Txn", "Compact"];
     const PEER: [&str; 10] = [
-        "Identify", "Append", "Heartbeat", "Vote", "ConfirmVote", "Snapshot", "TransferLeader", "Forward",
-        "ReadIndex", "Join",
+        "Identify",
+        "Append",
+        "Heartbeat",
+        "Vote",
+        "ConfirmVote",
+        "Snapshot",
+        "TransferLeader",
+        "Forward",
+        "ReadIndex",
+        "Join",
     ];
     let mut cluster = Cluster::start(1).await;
     keep(&cluster).await;
-    let (clients, peers) = (cluster.members[0].client_url.clone(), cluster.members[0].listen_peer_url.clone());
+    let (clients, peers) = (
+        cluster.members[0].client_url.clone(),
+        cluster.members[0].listen_peer_url.clone(),
+    );
     let kv = KV.map(|method| (&clients, format!("/etcdserverpb.KV/{method}")));
     let peer = PEER.map(|method| (&peers, format!("/pontoon.peer.Peer/{method}")));
     let mut rng = StdRng::seed_from_u64(8);
@@ -293,7 +520,10 @@ async fn messages_that_make_no_sense_are_refused_on_both_ports() {
             let answer = answer.unwrap_or_else(|_| panic!("{method} never answers to {message:?}"));
             // Noise that happens to be a valid message may be executed on the client port; no peer is so welcome.
             let is_peer = method.starts_with("/pontoon.peer");
-            assert!(!is_peer || answer.is_err(), "{method} answered {answer:?} to {message:?}");
+            assert!(
+                !is_peer || answer.is_err(),
+                "{method} answered {answer:?} to {message:?}"
+            );
         }
     }
     let found = cluster.client(0).get(KEPT.0).await.expect("a get");
@@ -328,19 +558,42 @@ impl<'a> Lone<'a> {
         let client = format!("http://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut command = Command::new(BINARY);
-        command.args(["serve", "--name", self.name, "--data-dir"]).arg(self.data_dir);
-        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &self.initial_cluster, "--initial-cluster-token", self.token]);
+        command
+            .args(["serve", "--name", self.name, "--data-dir"])
+            .arg(self.data_dir);
+        command.args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ]);
+        command.args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ]);
+        command.args([
+            "--initial-cluster",
+            &self.initial_cluster,
+            "--initial-cluster-token",
+            self.token,
+        ]);
         command
     }
 
     /// Runs it until it ends by itself, which it must soon; returns how, and what it said.
     async fn refused(&self) -> (ExitStatus, String) {
         let mut command = self.command();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let output = tokio::process::Command::from(command).kill_on_drop(true).output();
-        let output = tokio::time::timeout(PATIENCE, output).await.expect("it gives up").expect("it starts");
+        let output = tokio::time::timeout(PATIENCE, output)
+            .await
+            .expect("it gives up")
+            .expect("it starts");
         let said = [output.stdout, output.stderr].concat();
         (output.status, String::from_utf8_lossy(&said).into_owned())
     }
@@ -361,9 +614,13 @@ async fn a_data_directory_belongs_to_one_member_and_one_process() {
     let mut cluster = Cluster::start(1).await;
     keep(&cluster).await;
     let data_dir = cluster.members[0].data_dir();
-    Lone::new("n1", &data_dir).must_refuse(&["in use by another process"]).await;
+    Lone::new("n1", &data_dir)
+        .must_refuse(&["in use by another process"])
+        .await;
     cluster.kill(0);
-    Lone::new("n2", &data_dir).must_refuse(&["belongs to member \"n1\"", "--name is \"n2\""]).await;
+    Lone::new("n2", &data_dir)
+        .must_refuse(&["belongs to member \"n1\"", "--name is \"n2\""])
+        .await;
     cluster.restart(0).await;
     is_unharmed(&mut cluster).await;
 }
@@ -379,9 +636,13 @@ async fn a_directory_of_a_newer_format_is_left_alone() {
     let newer = text.replace("format = 1", "format = 999");
     assert_ne!(text, newer, "the format is not where this test looks for it");
     std::fs::write(&file, newer).expect("it can be written");
-    Lone::new("n1", &data_dir).must_refuse(&["format 999", "newer version"]).await;
+    Lone::new("n1", &data_dir)
+        .must_refuse(&["format 999", "newer version"])
+        .await;
     std::fs::write(&file, "not toml at all [").expect("it can be written");
-    Lone::new("n1", &data_dir).must_refuse(&["member.toml is damaged"]).await;
+    Lone::new("n1", &data_dir)
+        .must_refuse(&["member.toml is damaged"])
+        .await;
     std::fs::write(&file, text).expect("it can be written");
     cluster.restart(0).await;
     is_unharmed(&mut cluster).await;
@@ -393,10 +654,20 @@ async fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port();
     let data_dir = dir.path().join("data");
-    let member = Lone { client_port: port, ..Lone::new("n1", &data_dir) };
-    member.must_refuse(&["--listen-client-urls", &format!("127.0.0.1:{port}"), "in use"]).await;
-    let member = Lone { peer_port: port, ..Lone::new("n1", &data_dir) };
-    member.must_refuse(&["--listen-peer-urls", &format!("127.0.0.1:{port}"), "in use"]).await;
+    let member = Lone {
+        client_port: port,
+        ..Lone::new("n1", &data_dir)
+    };
+    member
+        .must_refuse(&["--listen-client-urls", &format!("127.0.0.1:{port}"), "in use"])
+        .await;
+    let member = Lone {
+        peer_port: port,
+        ..Lone::new("n1", &data_dir)
+    };
+    member
+        .must_refuse(&["--listen-peer-urls", &format!("127.0.0.1:{port}"), "in use"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -405,7 +676,9 @@ async fn a_directory_that_cannot_be_written_is_named() {
     let file = dir.path().join("a file");
     std::fs::write(&file, "").expect("it can be written");
     let data_dir = file.join("data");
-    Lone::new("n1", &data_dir).must_refuse(&["--data-dir", &data_dir.display().to_string()]).await;
+    Lone::new("n1", &data_dir)
+        .must_refuse(&["--data-dir", &data_dir.display().to_string()])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -419,16 +692,28 @@ async fn a_stranger_at_the_peer_port_is_kept_out() {
     let data_dir = dir.path().join("data");
     let stranger = Lone::new("n2", &data_dir);
     let initial_cluster = format!("{},n1={}", stranger.initial_cluster, cluster.members[0].peer_url);
-    let stranger = Lone { initial_cluster, token: "another cluster", ..stranger };
+    let stranger = Lone {
+        initial_cluster,
+        token: "another cluster",
+        ..stranger
+    };
     let mut process = spawn_logged(&mut stranger.command(), &log);
     let what = "the stranger to say why it is alone";
-    wait_for(PATIENCE, what, || async { tail(&log).contains("not yet in a cluster").then_some(()) }).await;
+    wait_for(PATIENCE, what, || async {
+        tail(&log).contains("not yet in a cluster").then_some(())
+    })
+    .await;
     let mut client = Client::new(&format!("http://127.0.0.1:{}", stranger.client_port));
-    let alone = client.call_within(Duration::from_secs(2), Request::Put(put("from a stranger"))).await;
+    let alone = client
+        .call_within(Duration::from_secs(2), Request::Put(put("from a stranger")))
+        .await;
     assert!(alone.is_err(), "it serves by itself: {alone:?}");
     crate::support::process::kill_and_reap(&mut process);
     assert!(!tail(&log).contains("panicked"), "{}", tail(&log));
-    assert_eq!(cluster.member_list(0).await.expect("a member list").members, before);
+    assert_eq!(
+        cluster.member_list(0).await.expect("a member list").members,
+        before
+    );
     is_unharmed(&mut cluster).await;
 }
 
@@ -458,7 +743,11 @@ async fn a_member_with_the_directory_of_another_cluster_joins_neither() {
     let healthy = (victim + 1) % 3;
     let found = cluster.client(healthy).get(KEPT.0).await.expect("a get");
     assert_eq!(found.as_deref(), Some(KEPT.1));
-    cluster.client(healthy).put("writes", "still work").await.expect("a put");
+    cluster
+        .client(healthy)
+        .put("writes", "still work")
+        .await
+        .expect("a put");
     let ids: Vec<u64> = futures::future::join_all((0..3).map(|member| cluster.status(member)))
         .await
         .into_iter()
@@ -468,7 +757,11 @@ async fn a_member_with_the_directory_of_another_cluster_joins_neither() {
     assert!(ids.len() >= 2 && ids.iter().any(|id| *id == ids[0]), "{ids:x?}");
     client = cluster.client(victim);
     if let Ok(Ok(found)) = tokio::time::timeout(Duration::from_secs(3), client.get(KEPT.0)).await {
-        assert_eq!(found.as_deref(), Some("elsewhere"), "data of two clusters is mixed");
+        assert_eq!(
+            found.as_deref(),
+            Some("elsewhere"),
+            "data of two clusters is mixed"
+        );
     }
     let log = std::fs::read_to_string(cluster.members[victim].log_file()).expect("a log");
     assert!(!log.contains("panicked"), "{log}");
@@ -484,14 +777,26 @@ impl SmallDisk {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let options = format!("size={size}");
         let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success()).then_some(SmallDisk { dir })
+        command
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(dir.path())
+            .stderr(Stdio::null());
+        command
+            .status()
+            .is_ok_and(|status| status.success())
+            .then_some(SmallDisk { dir })
     }
 
     fn grow(&self, size: &str) {
         let options = format!("remount,size={size}");
-        let status = Command::new("mount").args(["-o", &options]).arg(self.dir.path()).status();
-        assert!(status.is_ok_and(|status| status.success()), "a mounted tmpfs can grow");
+        let status = Command::new("mount")
+            .args(["-o", &options])
+            .arg(self.dir.path())
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "a mounted tmpfs can grow"
+        );
     }
 }
 
@@ -531,12 +836,23 @@ async fn a_full_disk_loses_nothing() {
         assert!(acknowledged < 1000, "the disk never filled up");
     };
     println!("full after {acknowledged} MiB: {refusal}");
-    let ended = tokio::time::timeout(Duration::from_secs(10), crate::support::process::await_exit(&mut process)).await;
-    println!("the process {}", ended.map_or("goes on".to_string(), |status| format!("ended with {status}")));
+    let ended = tokio::time::timeout(
+        Duration::from_secs(10),
+        crate::support::process::await_exit(&mut process),
+    )
+    .await;
+    println!(
+        "the process {}",
+        ended.map_or("goes on".to_string(), |status| format!("ended with {status}"))
+    );
     crate::support::process::kill_and_reap(&mut process);
     let said = std::fs::read_to_string(&log).expect("a log");
     assert!(!said.contains("panicked"), "{said}");
-    assert!(said.contains("No space left on device"), "the log doesn't say what is wrong: {}", tail(&log));
+    assert!(
+        said.contains("No space left on device"),
+        "the log doesn't say what is wrong: {}",
+        tail(&log)
+    );
     disk.grow("2g");
     let mut process = spawn_logged(&mut member.command(), &log);
     let what = format!("the member to serve again: {}", tail(&log));
@@ -547,7 +863,11 @@ async fn a_full_disk_loses_nothing() {
     .await;
     for number in 0..acknowledged {
         let found = client.get(&format!("key {number}")).await.expect("a get");
-        assert_eq!(found.as_ref(), Some(&value), "key {number} was acknowledged and is not there");
+        assert_eq!(
+            found.as_ref(),
+            Some(&value),
+            "key {number} was acknowledged and is not there"
+        );
     }
     crate::support::process::kill_and_reap(&mut process);
     let _ = std::fs::remove_file(&log);

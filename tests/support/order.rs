@@ -149,13 +149,16 @@ impl<'a> Replay<'a> {
     /// The values that a revision brought.
     fn new_values(&self, revision: i64) -> impl Iterator<Item = &'a [u8]> {
         let pairs = self.past.at(revision).iter();
-        pairs.filter(move |kv| kv.mod_revision == revision).map(|kv| &kv.value[..])
+        pairs
+            .filter(move |kv| kv.mod_revision == revision)
+            .map(|kv| &kv.value[..])
     }
 }
 
 /// A quick look before the model is asked: can this request have left just these new values?
 fn could_leave(request: &Request, new: &[&[u8]]) -> bool {
-    let puts = |op: &RequestOp| matches!(&op.request, Some(Op::RequestPut(put)) if new.contains(&&put.value[..]));
+    let puts =
+        |op: &RequestOp| matches!(&op.request, Some(Op::RequestPut(put)) if new.contains(&&put.value[..]));
     match request {
         Request::Put(put) => new.contains(&&put.value[..]),
         Request::Delete(_) => new.is_empty(),
