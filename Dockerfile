@@ -5,11 +5,16 @@ ARG RUNTIME=debian:bookworm-slim
 FROM ${BUILDER} AS build
 ARG PROFILE=release
 WORKDIR /src
-COPY Cargo.toml Cargo.lock build.rs ./
+# The dependencies first, with nothing of our own: they are built again only when Cargo.lock changes.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' | tee src/main.rs > build.rs \
+    && cargo build --locked --profile ${PROFILE} --bin pontoon
+COPY build.rs ./
 COPY proto proto
 COPY src src
 # `dev` builds into `debug`.
-RUN cargo build --locked --profile ${PROFILE} --bin pontoon \
+RUN touch build.rs src/lib.rs src/main.rs \
+    && cargo build --locked --profile ${PROFILE} --bin pontoon \
     && mkdir -p /out \
     && cp target/$(test ${PROFILE} = dev && echo debug || echo ${PROFILE})/pontoon /out/pontoon
 

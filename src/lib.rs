@@ -1,4 +1,19 @@
 //! Pontoon: a replicated key-value store that speaks the etcd v3 API.
+//!
+//! # The tour
+//!
+//! **A put.** `api::kv` checks it; [`server::propose`] puts it into a command and finds the leader; openraft appends it
+//! through [`raft::log_store`] to [`storage::wal`], and [`raft::network`] sends the same bytes to the followers; once a
+//! quorum has it on disk, [`raft::state_machine`] applies it by [`state`] to [`mvcc`], publishes the revision, and
+//! answers.
+//!
+//! **A linearizable get.** [`server::read`] passes the barrier: [`raft::read_index`] confirms the leader and says what
+//! must be applied; then a view of [`mvcc`] is read, without a lock.
+//!
+//! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`raft`], [`server`], [`api`], [`cli`]. Each knows
+//! only those before it, and the leaves [`pb`], [`error`] and [`config`]. `docs/architecture.md` has the rest.
+// The head of a module speaks of its insides too.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod api;
 pub mod cli;

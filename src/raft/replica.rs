@@ -486,7 +486,13 @@ impl Replica {
 
     /// A member with a blank disk asks to take the place of the member of its name.
     pub async fn admit(&self, request: peer::JoinRequest) -> peer::JoinReply {
-        match self.try_admit(&request).await {
+        let replica = self.clone();
+        // In a task of its own: a newcomer that breaks the connection must not leave the change half done.
+        let admitted = tokio::spawn(async move { replica.try_admit(&request).await });
+        match admitted
+            .await
+            .unwrap_or_else(|_| Err("this member is stopping".to_string()))
+        {
             Ok(()) => peer::JoinReply {
                 cluster_id: self.inner.identity.cluster_id(),
                 ..Default::default()

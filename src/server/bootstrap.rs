@@ -45,7 +45,7 @@ pub struct Meeting {
 /// Returns when this member belongs to a cluster.
 pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> {
     let mut next_complaint = Instant::now() + COMPLAIN;
-    while !belongs(replica) {
+    while !belongs(replica, &meeting.introduction.name) {
         let met = meet(replica, meeting).await?;
         let problem = act(replica, meeting, &met).await.err();
         if let Some(problem) = problem.filter(|_| Instant::now() > next_complaint) {
@@ -57,9 +57,15 @@ pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Whether Raft has this member in a membership.
-fn belongs(replica: &Replica) -> bool {
-    replica.status().is_member
+/// Whether Raft has this member in a membership, and nobody else votes in its place: a member that was stopped while
+/// it joined is a learner still, beside the one that it is to replace.
+fn belongs(replica: &Replica, name: &str) -> bool {
+    let me = replica.identity().member_id();
+    let (nodes, voters) = replica.membership();
+    let replaced = nodes
+        .iter()
+        .any(|(id, node)| *id != me && node.name == name && voters.contains(id));
+    nodes.contains_key(&me) && (voters.contains(&me) || !replaced)
 }
 
 /// Who answered, by name; for each, the URL that it answered at.
@@ -102,14 +108,19 @@ async fn identify(
 /// One step towards belonging, or what stands in its way.
 async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), String> {
     let me = &meeting.introduction;
-    if replica.identity().cluster_id() != 0 {
-        return Err("waiting for the cluster's leader".to_string());
-    }
+    let blank = replica.identity().cluster_id() == 0;
     let settled = met
         .iter()
         .find(|(name, (_, reply))| *name != &me.name && reply.cluster_id != 0);
-    if let Some((_, (url, _))) = settled {
-        return join(replica, meeting, url).await;
+    match settled {
+        Some((_, (url, _))) if blank || replica.status().is_member => {
+            return join(replica, meeting, url).await;
+        }
+        // A founder that was stopped before it had founded goes on with that.
+        _ if !blank && replica.is_initialized().await => {
+            return Err("waiting for the cluster's leader".to_string());
+        }
+        _ => {}
     }
     if meeting.existing_only {
         return Err("--initial-cluster-state is existing, but no member of a cluster answers".to_string());
@@ -156,7 +167,10 @@ async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
     if members.len() != met.len() {
         return Err("two members have the same id: is a data directory used twice?".to_string());
     }
-    let cluster_id = random_id();
+    let cluster_id = match replica.identity().cluster_id() {
+        0 => random_id(),
+        begun => begun,
+    };
     tracing::info!(
         cluster_id = format!("{cluster_id:x}"),
         members = members.len(),
@@ -190,7 +204,7 @@ async fn join(replica: &Replica, meeting: &Meeting, url: &str) -> Result<(), Str
             .peers()
             .client_at(&url, Purpose::Snapshot)
             .map_err(|status| status.to_string())?;
-        tracing::info!(%url, "asking to join with a blank disk");
+        tracing::debug!(%url, "asking to join");
         let reply = within(JOIN, client.join(request))
             .await
             .map_err(|status| status.to_string())?;

@@ -87,7 +87,7 @@ fn libraries_are_named_where_they_belong() {
         let pure = ["storage", "mvcc", "state"]
             .iter()
             .any(|ring| file.starts_with(ring));
-        let simulated = name.ends_with("sim.rs") || name.ends_with("wal/tests.rs");
+        let is_test = name.ends_with("sim.rs") || name.ends_with("tests.rs");
         for line in code(&text) {
             let says = |word: &str| line.contains(word);
             let openraft = says("openraft::") && !file.starts_with("raft");
@@ -95,7 +95,7 @@ fn libraries_are_named_where_they_belong() {
             let outside = ["tokio::", "tonic::", "std::env", "Instant::now", "SystemTime"]
                 .iter()
                 .any(|w| says(w));
-            let random = says("rand::") && pure && !simulated;
+            let random = says("rand::") && pure && !is_test;
             let left_over = ["dbg!", "todo!", "unimplemented!", "unsafe "]
                 .iter()
                 .any(|word| says(word));

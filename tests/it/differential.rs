@@ -15,6 +15,7 @@ use pontoon::pb::etcdserverpb::{RequestOp, TxnRequest};
 
 use crate::support::cluster::Cluster;
 use crate::support::etcd::Etcd;
+use crate::support::from_env;
 use crate::support::generate::{Generator, Near};
 use crate::support::model::Model;
 use crate::support::rpc::{Answer, Client, Request, is_read_only};
@@ -149,12 +150,6 @@ impl Coverage {
             );
         }
     }
-}
-
-fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// Sends the same requests to every store; panics at the first difference.

@@ -1,8 +1,12 @@
 //! The test binary: each case is a module, what they share is in `tests/support`.
 
+#[allow(dead_code, reason = "what the cases share; the long forms use more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
 mod architecture;
+mod checkers;
+mod crash;
 mod differential;
+mod failover;
 mod readme;

@@ -3,8 +3,19 @@
 pub mod cluster;
 pub mod etcd;
 pub mod generate;
+pub mod history;
+pub mod linearize;
 pub mod model;
+pub mod order;
 pub mod process;
 pub mod proxy;
 pub mod rpc;
 pub mod ties;
+pub mod workload;
+
+/// A number from the environment, to replace a seed or a length.
+pub fn from_env(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .map_or(default, |text| text.parse().expect("a number"))
+}

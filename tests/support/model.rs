@@ -79,6 +79,11 @@ impl Model {
         self.find(b"\0", b"\0", self.revision)
     }
 
+    /// Makes the next write follow `revision`.
+    pub fn set_revision(&mut self, revision: i64) {
+        self.revision = revision;
+    }
+
     /// Forgets every write after `revision`.
     pub fn rollback(&mut self, revision: i64) {
         for versions in self.keys.values_mut() {

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use pontoon::pb::etcdserverpb::kv_client::KvClient;
 use pontoon::pb::etcdserverpb::request_op::Request as Op;
+use pontoon::pb::etcdserverpb::response_op::Response as OpAnswer;
 use pontoon::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
+use pontoon::pb::mvccpb::KeyValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -81,6 +83,37 @@ impl Response {
             Response::Delete(r) => &mut r.header,
             Response::Txn(r) => &mut r.header,
             Response::Compact(r) => &mut r.header,
+        }
+    }
+
+    /// Replaces every revision that a header holds.
+    pub fn set_revisions(&mut self, revision: i64) {
+        if let Some(header) = self.header_mut() {
+            header.revision = revision;
+        }
+        let Response::Txn(txn) = self else { return };
+        for answer in txn.responses.iter_mut().filter_map(|op| op.response.as_mut()) {
+            match answer {
+                OpAnswer::ResponseRange(r) => r.header = header(revision),
+                OpAnswer::ResponsePut(r) => r.header = header(revision),
+                OpAnswer::ResponseDeleteRange(r) => r.header = header(revision),
+                OpAnswer::ResponseTxn(_) => {}
+            }
+        }
+    }
+
+    /// Visits the pairs that ranges found.
+    pub fn for_each_pair(&mut self, visit: &mut dyn FnMut(&mut KeyValue)) {
+        match self {
+            Response::Range(range) => range.kvs.iter_mut().for_each(visit),
+            Response::Txn(txn) => {
+                for answer in txn.responses.iter_mut().filter_map(|op| op.response.as_mut()) {
+                    if let OpAnswer::ResponseRange(range) = answer {
+                        range.kvs.iter_mut().for_each(&mut *visit);
+                    }
+                }
+            }
+            Response::Put(_) | Response::Delete(_) | Response::Compact(_) => {}
         }
     }
 

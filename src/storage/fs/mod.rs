@@ -1,7 +1,7 @@
 //! The few file operations that the log and the snapshot files need, so that a simulated disk can stand in.
 //!
 //! What a disk promises is little: data written is on it once [`File::sync_data`] returned, a name once the
-//! [`Fs::sync_dir`] of its directory did. In between any part may be kept or lost. [`SimFs`] (tests only) holds us to that.
+//! [`Fs::sync_dir`] of its directory did. In between any part may be kept or lost. `SimFs` (tests only) holds us to that.
 
 #[cfg(test)]
 mod sim;
