@@ -10,3 +10,4 @@ mod crash;
 mod differential;
 mod failover;
 mod readme;
+mod served;

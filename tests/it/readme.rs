@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::cluster::machine;
+
 /// Where the README's cluster serves its clients, each with its peers on the next port.
 const CLIENT_PORTS: [u16; 3] = [2379, 22379, 32379];
 
@@ -106,8 +108,9 @@ fn start(dir: &Path, ports: &Ports, block: &str) -> Cluster {
     }
 }
 
-#[test]
-fn every_shell_block_of_the_readme_does_what_it_says() {
+#[tokio::test]
+async fn every_shell_block_of_the_readme_does_what_it_says() {
+    let _machine = machine().await;
     let ports = Ports::choose();
     let dir = tempfile::tempdir().expect("a directory");
     let mut cluster = None;
