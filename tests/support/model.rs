@@ -87,7 +87,7 @@ impl Model {
     /// Forgets every write after `revision`.
     pub fn rollback(&mut self, revision: i64) {
         for versions in self.keys.values_mut() {
-            versions.retain(|kv| kv.mod_revision <= revision);
+            while versions.pop_if(|kv| kv.mod_revision > revision).is_some() {}
         }
         self.revision = revision;
     }

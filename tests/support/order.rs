@@ -14,12 +14,13 @@
 
 use std::collections::BTreeMap;
 
-use pontoon::pb::etcdserverpb::TxnResponse;
+use pontoon::pb::etcdserverpb::request_op::Request as Op;
 use pontoon::pb::etcdserverpb::response_op::Response as OpAnswer;
+use pontoon::pb::etcdserverpb::{RequestOp, TxnResponse};
 
 use super::history::{Operation, Outcome, Past, only_reads};
 use super::model::Model;
-use super::rpc::Response;
+use super::rpc::{Request, Response};
 
 /// Where each operation has its place: the revision it wrote, or read at; none if it was never executed.
 pub type Places = Vec<Option<i64>>;
@@ -126,7 +127,11 @@ impl<'a> Replay<'a> {
     /// Finds the write of unknown outcome that made this revision. Of several that could have, the one that began
     /// first: the others may still explain a later revision, and it contradicts time the least.
     fn explain(&mut self, revision: i64) -> Result<(), String> {
+        let new: Vec<&[u8]> = self.new_values(revision).collect();
         for (at, &index) in self.open.iter().enumerate() {
+            if !could_leave(&self.operations[index].request, &new) {
+                continue;
+            }
             let executed = self.model.answer(&self.operations[index].request).is_ok();
             if executed && self.model.revision() == revision && self.model.pairs() == self.past.at(revision) {
                 self.places[index] = Some(revision);
@@ -139,6 +144,26 @@ impl<'a> Replay<'a> {
         Err(format!(
             "nobody wrote revision {revision}: {before:?} became {now:?}"
         ))
+    }
+
+    /// The values that a revision brought.
+    fn new_values(&self, revision: i64) -> impl Iterator<Item = &'a [u8]> {
+        let pairs = self.past.at(revision).iter();
+        pairs
+            .filter(move |kv| kv.mod_revision == revision)
+            .map(|kv| &kv.value[..])
+    }
+}
+
+/// A quick look before the model is asked: can this request have left just these new values?
+fn could_leave(request: &Request, new: &[&[u8]]) -> bool {
+    let puts =
+        |op: &RequestOp| matches!(&op.request, Some(Op::RequestPut(put)) if new.contains(&&put.value[..]));
+    match request {
+        Request::Put(put) => new.contains(&&put.value[..]),
+        Request::Delete(_) => new.is_empty(),
+        Request::Txn(txn) => new.is_empty() || txn.success.iter().chain(&txn.failure).any(puts),
+        Request::Range(_) | Request::Compact(_) => false,
     }
 }
 
