@@ -11,3 +11,4 @@ mod crash;
 mod differential;
 mod failover;
 mod readme;
+mod served;
