@@ -50,6 +50,8 @@ struct Member {
     client_port: u16,
     peer_port: u16,
     log: PathBuf,
+    /// Holds its process id while it runs, so that it can be killed by that and nothing else can by mistake.
+    pid: PathBuf,
 }
 
 /// Starts the members, says what to do next, and stops them at the end.
@@ -95,6 +97,7 @@ fn member(at: u16, base: u16, dir: &Path) -> anyhow::Result<Member> {
         client_port: port,
         peer_port: port + 1,
         log: dir.join(format!("{name}.log")),
+        pid: dir.join(format!("{name}.pid")),
         name,
     })
 }
@@ -152,7 +155,11 @@ fn start(member: &Member, members: &[Member], dir: &Path) -> anyhow::Result<Chil
         .kill_on_drop(true)
         // Not in the terminal's group: Ctrl-C is for this process, which then stops the members in order.
         .process_group(0);
-    process.spawn().context("cannot start a member")
+    let child = process.spawn().context("cannot start a member")?;
+    let id = child.id().context("a member was gone at once")?;
+    std::fs::write(&member.pid, format!("{id}\n"))
+        .with_context(|| format!("cannot write {}", member.pid.display()))?;
+    Ok(child)
 }
 
 /// Says when the cluster is ready, and from then on when a member dies.
@@ -239,11 +246,15 @@ fn banner(members: &[Member], children: &[Child], dir: &Path) {
         "  pontoon endpoint status -w table --endpoints {}",
         ports.join(",")
     );
-    println!("  kill -9 PROCESS      one member dies; the others carry on");
+    println!(
+        "  kill -9 $(cat {})      one member dies; the others carry on",
+        members[0].pid.display()
+    );
     println!("\nCtrl-C stops all of it; the same command starts it again.");
 }
 
 fn report(member: &Member, status: String) {
+    forget(member);
     eprintln!(
         "\n{} stopped ({status}). Its last words, from {}:",
         member.name,
@@ -275,5 +286,12 @@ async fn stop(members: &[Member], mut children: Vec<Child>) {
             // If that fails it is gone.
             let _ = child.kill().await;
         }
+        forget(member);
     }
+}
+
+/// The process is gone, and its id may soon be another's.
+fn forget(member: &Member) {
+    // Gone already if the member had died before.
+    let _ = std::fs::remove_file(&member.pid);
 }

@@ -174,7 +174,15 @@ async fn serve_clients(
         proposer: Proposer::new(replica.clone(), limits(config, timeout)),
         barrier: Barrier::new(replica.clone(), timeout),
     };
-    let publishing = tokio::spawn(publish(server.clone(), own_record(config, server.member_id())));
+    let own = own_record(config, server.member_id());
+    if server.reader().members().iter().all(|member| member.id != own.id) {
+        // The first time: whoever can reach this member finds it in the list of members.
+        tokio::select! {
+            () = publish(server.clone(), own.clone()) => {}
+            () = signals.stop() => return Ok(()),
+        }
+    }
+    let publishing = tokio::spawn(publish(server.clone(), own));
     let addresses: Vec<String> = listeners
         .iter()
         .filter_map(|l| l.local_addr().ok())

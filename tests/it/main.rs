@@ -12,3 +12,4 @@ mod differential;
 mod etcdctl;
 mod failover;
 mod readme;
+mod served;

@@ -1,10 +1,48 @@
 //! README.md, block by block, as a newcomer would type it.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PORTS: [u16; 6] = [2379, 2380, 22379, 22380, 32379, 32380];
+use crate::support::cluster::machine;
+
+/// Where the README's cluster serves its clients, each with its peers on the next port.
+const CLIENT_PORTS: [u16; 3] = [2379, 22379, 32379];
+
+/// Where this run's cluster serves them: the README's own ports, or others where those are taken, as by a cluster that
+/// somebody runs on the same machine.
+struct Ports([u16; 3]);
+
+impl Ports {
+    fn choose() -> Ports {
+        let free = |port: &u16| {
+            [*port, *port + 1]
+                .iter()
+                .all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        };
+        // `--base-port` puts the others 10 and 20 higher. Below the ports that other tests are given.
+        let elsewhere = (11_000..11_960)
+            .step_by(30)
+            .map(|base| [base, base + 10, base + 20]);
+        std::iter::once(CLIENT_PORTS)
+            .chain(elsewhere)
+            .find(|ports| ports.iter().all(free))
+            .map(Ports)
+            .expect("somewhere there are six free ports")
+    }
+
+    /// The block, with its addresses where this run has them.
+    fn put_in(&self, block: &str) -> String {
+        let block = block.replace(
+            "pontoon cluster",
+            &format!("pontoon cluster --base-port {}", self.0[0]),
+        );
+        CLIENT_PORTS.iter().zip(&self.0).fold(block, |block, (from, to)| {
+            block.replace(&format!("127.0.0.1:{from}"), &format!("127.0.0.1:{to}"))
+        })
+    }
+}
 
 /// The shell blocks, with what stands behind `sh`.
 fn blocks() -> Vec<(String, String)> {
@@ -21,16 +59,19 @@ fn blocks() -> Vec<(String, String)> {
     blocks
 }
 
-/// A shell in `dir` that finds the tested binary as `pontoon`.
-fn shell(dir: &Path, script: &str) -> Command {
+/// A shell in `dir` that finds the tested binary as `pontoon`, and the cluster where no address is given.
+fn shell(dir: &Path, ports: &Ports, block: &str) -> Command {
     let binary = Path::new(env!("CARGO_BIN_EXE_pontoon"));
     let path = std::env::var("PATH").unwrap_or_default();
     let path = format!("{}:{path}", binary.parent().expect("a directory").display());
     let mut command = Command::new("bash");
     command
-        .args(["-euc", script])
+        .args(["-euc", &ports.put_in(block)])
         .current_dir(dir)
         .env("PATH", path)
+        .env("PONTOONCTL_ENDPOINTS", format!("127.0.0.1:{}", ports.0[0]))
+        // etcdctl refuses a flag beside a variable.
+        .env_remove("ETCDCTL_ENDPOINTS")
         .stdin(Stdio::null());
     command
 }
@@ -45,12 +86,12 @@ impl Drop for Cluster {
     }
 }
 
-fn start(dir: &Path, block: &str) -> Cluster {
+fn start(dir: &Path, ports: &Ports, block: &str) -> Cluster {
     // Cargo has built the binary already.
     let script = format!("exec {}", block.replace("cargo run --release --", "pontoon"));
     let output = std::fs::File::create(dir.join("banner")).expect("a file");
     let errors = output.try_clone().expect("a file");
-    let child = shell(dir, &script)
+    let child = shell(dir, ports, &script)
         .stdout(output)
         .stderr(errors)
         .spawn()
@@ -67,14 +108,10 @@ fn start(dir: &Path, block: &str) -> Cluster {
     }
 }
 
-#[test]
-fn every_shell_block_of_the_readme_does_what_it_says() {
-    if let Some(taken) = PORTS
-        .iter()
-        .find(|port| std::net::TcpListener::bind(("127.0.0.1", **port)).is_err())
-    {
-        panic!("the README's commands need port {taken}, which is in use here");
-    }
+#[tokio::test]
+async fn every_shell_block_of_the_readme_does_what_it_says() {
+    let _machine = machine().await;
+    let ports = Ports::choose();
     let dir = tempfile::tempdir().expect("a directory");
     let mut cluster = None;
     let mut ran = Vec::new();
@@ -83,12 +120,12 @@ fn every_shell_block_of_the_readme_does_what_it_says() {
             // Run by scripts/compose-test.sh, and by cargo.
             "docker" => continue,
             "" if block == "cargo test" => continue,
-            "" if block.contains("cargo run") => cluster = Some(start(dir.path(), &block)),
+            "" if block.contains("cargo run") => cluster = Some(start(dir.path(), &ports, &block)),
             "etcdctl" if Command::new("etcdctl").arg("version").output().is_err() => {
                 println!("etcdctl is not installed: its block is left out");
             }
             _ => {
-                let output = shell(dir.path(), &block).output().expect("a shell");
+                let output = shell(dir.path(), &ports, &block).output().expect("a shell");
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
                 let errors = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success(), "{block}\n{said}{errors}");

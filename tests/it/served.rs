@@ -1,0 +1,139 @@
+//! What README.md says is served: every method of etcd's API is in its table, and answers as the table says; every
+//! setting is in its list, with its default.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tonic::Code;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic_prost::ProstCodec;
+
+use crate::support::cluster::{BINARY, Cluster};
+use crate::support::rpc::channel;
+
+/// How long one method may take to answer.
+const ANSWER: Duration = Duration::from_secs(15);
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// `KV/Range` and its like, each with the path that a client asks for.
+fn methods() -> BTreeMap<String, String> {
+    let mut methods = BTreeMap::new();
+    for file in ["rpc", "v3lock", "v3election"] {
+        let (mut package, mut service) = (String::new(), String::new());
+        for line in read(&format!("proto/etcd/{file}.proto")).lines() {
+            let mut words = line.split([' ', ';', '(', '{']).filter(|word| !word.is_empty());
+            match (words.next(), words.next()) {
+                (Some("package"), Some(name)) => package = name.to_string(),
+                (Some("service"), Some(name)) => service = name.to_string(),
+                (Some("rpc"), Some(name)) => {
+                    methods.insert(
+                        format!("{service}/{name}"),
+                        format!("/{package}.{service}/{name}"),
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+    methods
+}
+
+/// The rows of the table that begins with `head`, without it and the line below.
+fn table(head: &str) -> Vec<Vec<String>> {
+    let cells = |line: &str| -> Vec<String> {
+        let line = line.trim_matches('|');
+        line.split('|').map(|cell| cell.trim().to_string()).collect()
+    };
+    let readme = read("README.md");
+    let lines = readme.lines().skip_while(|line| !line.starts_with(head));
+    lines
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(cells)
+        .collect()
+}
+
+/// The methods that the table names, and whether it calls them served.
+fn claims() -> BTreeMap<String, bool> {
+    let mut claims = BTreeMap::new();
+    for row in table("| service |") {
+        for (cell, is_served) in [(&row[1], true), (&row[2], false)] {
+            for method in cell.split(", ").filter(|method| !method.is_empty()) {
+                let earlier = claims.insert(format!("{}/{method}", row[0]), is_served);
+                assert_eq!(earlier, None, "{}/{method} is in the table twice", row[0]);
+            }
+        }
+    }
+    claims
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_method_answers_as_the_readme_says() {
+    let (methods, claims) = (methods(), claims());
+    let named: BTreeSet<_> = claims.keys().collect();
+    assert_eq!(named, methods.keys().collect(), "the table (left) and the protos");
+    let cluster = Cluster::start(1).await;
+    for (method, is_served) in claims {
+        let path = &methods[&method];
+        let mut client = Grpc::new(channel(&cluster.members[0].client_url));
+        client.ready().await.expect("connected");
+        let path_and_query = PathAndQuery::try_from(path.as_str()).expect("a path");
+        // An empty request: a served method may refuse it, but not as unknown.
+        let call = client.unary(
+            tonic::Request::new(()),
+            path_and_query,
+            ProstCodec::<(), ()>::default(),
+        );
+        let answer = tokio::time::timeout(ANSWER, call).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{path} did not answer"));
+        match answer {
+            Err(status) if status.code() == Code::Unimplemented => {
+                assert!(!is_served, "{path} is said to be served: {status}");
+                assert!(
+                    status.message().contains(path.as_str()),
+                    "{path} does not name itself: {status}"
+                );
+            }
+            answer => assert!(is_served, "{path} is said not to be served: {answer:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_in_the_readme_with_its_default() {
+    let output = Command::new(BINARY)
+        .args(["serve", "--print-config"])
+        .env_clear()
+        .output()
+        .expect("ran");
+    let printed = String::from_utf8(output.stdout).expect("text");
+    let settings: BTreeMap<String, String> = printed
+        .lines()
+        .filter_map(|line| {
+            let (name, rest) = line.split_once('=')?;
+            let (value, _) = rest.split_once('#')?;
+            Some((
+                name.trim().to_string(),
+                value.trim().trim_matches('"').to_string(),
+            ))
+        })
+        .collect();
+    assert!(settings.len() > 10, "printed only {printed}");
+    let listed: BTreeMap<String, String> = table("| setting |")
+        .into_iter()
+        .map(|row| {
+            (
+                row[0].trim_matches('`').to_string(),
+                row[1].trim_matches('`').to_string(),
+            )
+        })
+        .collect();
+    assert_eq!(listed, settings, "the README's table (left) and --print-config");
+}
