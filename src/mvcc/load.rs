@@ -114,9 +114,11 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
             index(inner, &version?)?;
         }
     }
-    for pair in engine.scan(keys::members()) {
-        let (key, value) = pair?;
-        inner.records.insert(key, value);
+    for range in keys::records() {
+        for pair in engine.scan(range) {
+            let (key, value) = pair?;
+            inner.records.insert(key, value);
+        }
     }
     Ok(())
 }

@@ -157,9 +157,13 @@ struct Inner {
     bytes: u64,
     /// Up to here space is reclaimed.
     swept: i64,
-    /// Small records without revisions (members), all of them, and those changed since they were saved.
+    /// Small records without revisions (`keys::records`), all of them.
     records: BTreeMap<Bytes, Bytes>,
+    /// Records changed since the last seal, and those sealed since the last save. Kept apart, as what is saved must be
+    /// one sealed point: replaying "revoke lease 7" on a state that has forgotten the lease already, but not its keys,
+    /// would keep the keys.
     changed: BTreeMap<Bytes, Option<Bytes>>,
+    unsaved_records: BTreeMap<Bytes, Option<Bytes>>,
     sealed: Sealed,
 }
 
@@ -188,6 +192,7 @@ impl Inner {
             swept: NEVER_COMPACTED,
             records: BTreeMap::new(),
             changed: BTreeMap::new(),
+            unsaved_records: BTreeMap::new(),
             sealed: Sealed {
                 revision: FIRST,
                 compacted: NEVER_COMPACTED,
@@ -223,6 +228,8 @@ impl Store {
     /// Makes everything written so far visible, as one point, with the shell's mark on it.
     pub fn seal(&self, mark: Bytes) {
         let mut inner = self.lock();
+        let mut changed = std::mem::take(&mut inner.changed);
+        inner.unsaved_records.append(&mut changed);
         inner.sealed = Sealed {
             revision: inner.revision,
             compacted: inner.compacted,

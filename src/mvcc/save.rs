@@ -102,9 +102,7 @@ impl Saver {
             false => Vec::new(),
         };
         let bytes = versions.iter().map(Version::size).sum();
-        // Commands since the seal may have changed records too: those are saved early, which the log's replay of the
-        // same commands makes good, as records are set, not added to.
-        let records = std::mem::take(&mut inner.changed);
+        let records = std::mem::take(&mut inner.unsaved_records);
         Some(Unsaved {
             versions,
             bytes,

@@ -57,6 +57,12 @@ pub fn members() -> Range<Bytes> {
     space(MEMBER)
 }
 
+/// The key spaces of small records: kept in memory as a whole, without revisions. A new one is added here, or it is
+/// not read back at open.
+pub fn records() -> [Range<Bytes>; 1] {
+    [members()]
+}
+
 fn space(prefix: u8) -> Range<Bytes> {
     Bytes::from(vec![prefix])..Bytes::from(vec![prefix + 1])
 }
