@@ -24,6 +24,7 @@ pub enum Code {
     Internal = 13,
     Unavailable = 14,
     DataLoss = 15,
+    Unauthenticated = 16,
 }
 
 macro_rules! errors {
@@ -63,6 +64,40 @@ errors! {
     InvalidSortOption = InvalidArgument "etcdserver: invalid sort option",
     /// Larger than `--max-request-bytes`.
     RequestTooLarge = InvalidArgument "etcdserver: request is too large",
+    /// A user's name is required; or access control is on, and nobody said who asks.
+    UserEmpty = InvalidArgument "etcdserver: user name is empty",
+    /// A role's name is required.
+    RoleEmpty = InvalidArgument "etcdserver: role name is empty",
+    /// A grant without a permission.
+    PermissionNotGiven = InvalidArgument "etcdserver: permission not given",
+    /// Wrong user or wrong password: which of them is not told.
+    AuthFailed = InvalidArgument "etcdserver: authentication failed, invalid user ID or password",
+    /// A permission on no keys, or a change that would leave nobody in charge.
+    InvalidAuthManagement = InvalidArgument "etcdserver: invalid auth management",
+    /// Users or roles changed since the token was made, or while the request was under way: log in again.
+    AuthOldRevision = InvalidArgument "etcdserver: revision of auth store is old",
+    /// Access control needs the user root.
+    RootUserNotExist = FailedPrecondition "etcdserver: root user does not exist",
+    /// Access control needs the user root to have the role root.
+    RootRoleNotExist = FailedPrecondition "etcdserver: root user does not have root role",
+    /// The name is taken.
+    UserAlreadyExists = FailedPrecondition "etcdserver: user name already exists",
+    /// No such user.
+    UserNotFound = FailedPrecondition "etcdserver: user name not found",
+    /// The name is taken.
+    RoleAlreadyExists = FailedPrecondition "etcdserver: role name already exists",
+    /// No such role.
+    RoleNotFound = FailedPrecondition "etcdserver: role name not found",
+    /// The user does not have the role.
+    RoleNotGranted = FailedPrecondition "etcdserver: role is not granted to the user",
+    /// The role does not have the permission.
+    PermissionNotGranted = FailedPrecondition "etcdserver: permission is not granted to the role",
+    /// Access control is off.
+    AuthNotEnabled = FailedPrecondition "etcdserver: authentication is not enabled",
+    /// The user may not do this.
+    PermissionDenied = PermissionDenied "etcdserver: permission denied",
+    /// The token is unknown, or was not used for too long: log in again.
+    InvalidAuthToken = Unauthenticated "etcdserver: invalid auth token",
     /// The revision is below the compacted one.
     Compacted = OutOfRange "etcdserver: mvcc: required revision has been compacted",
     /// The revision does not exist yet.

@@ -270,6 +270,11 @@ impl Store {
         self.read().index.len()
     }
 
+    /// A small record.
+    pub fn record(&self, key: &Bytes) -> Option<Bytes> {
+        self.read().records.get(key).cloned()
+    }
+
     /// The small records of a range.
     pub fn records(&self, range: std::ops::Range<Bytes>) -> Vec<(Bytes, Bytes)> {
         self.read()

@@ -97,6 +97,7 @@ impl Proposer {
     fn encode(&self, op: Op) -> Result<Bytes, Error> {
         let header = Header {
             id: rand::random(),
+            system: true,
             max_txn_ops: self.limits.txn_ops,
             ..Header::default()
         };

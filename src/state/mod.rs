@@ -11,6 +11,7 @@
 //! Changes are visible to a [`Reader`] once they are sealed, with the shell's mark on them (`raft/state_machine.rs`).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod auth;
 mod check;
 mod cluster;
 mod range;
@@ -26,6 +27,7 @@ use bytes::Bytes;
 pub use check::{all_serializable, check_delete_range, check_put, check_range, check_txn, is_read_only};
 pub use range::ReadError;
 
+use self::auth::{Auth, Who};
 use crate::error::Error;
 use crate::mvcc::{Store, Versions, View, Write};
 use crate::pb::etcdserverpb::{
@@ -33,9 +35,10 @@ use crate::pb::etcdserverpb::{
     TxnResponse,
 };
 use crate::pb::mvccpb::Event;
+use crate::pb::pontoon::command::auth_change::Change;
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
-use crate::pb::pontoon::command::{Command, Done, SetMember};
+use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, SetMember};
 use crate::storage::{self, Engine};
 
 pub use crate::mvcc::{Options, Saver, SnapshotSource};
@@ -52,6 +55,19 @@ pub struct Outcome {
     pub events: Vec<Event>,
     /// The store's revision after the command.
     pub revision: i64,
+    /// What the member must know of tokens.
+    pub tokens: Option<TokenChange>,
+}
+
+/// Tokens are no part of the state: each member keeps them in memory, and learns of them from the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenChange {
+    /// A user got this token.
+    Granted(Authenticated),
+    /// All tokens of a user are void.
+    Revoked(String),
+    /// All tokens are void.
+    AllRevoked,
 }
 
 /// Why a command is not carried out.
@@ -78,7 +94,10 @@ impl From<storage::Error> for Failure {
 /// The state, owned by whoever applies.
 pub struct State {
     store: Arc<Store>,
+    auth: Arc<Auth>,
     current: Arc<ArcSwap<Store>>,
+    /// As sealed: what readers go by.
+    current_auth: Arc<ArcSwap<Auth>>,
 }
 
 impl State {
@@ -99,9 +118,12 @@ impl State {
     }
 
     fn with(store: Arc<Store>) -> State {
+        let auth = Arc::new(Auth::load(&store));
         State {
             current: Arc::new(ArcSwap::new(store.clone())),
+            current_auth: Arc::new(ArcSwap::new(auth.clone())),
             store,
+            auth,
         }
     }
 
@@ -109,12 +131,8 @@ impl State {
     ///
     /// `index` is the command's place in the log. An error means that this member must stop.
     pub fn apply(&mut self, index: u64, command: &Command) -> storage::Result<Outcome> {
-        let max_ops = match command.header.as_ref().map_or(0, |header| header.max_txn_ops) {
-            0 => DEFAULT_TXN_OPS,
-            max_ops => max_ops,
-        };
         let mut write = self.store.write();
-        let response = match apply_op(&mut write, command.op.as_ref(), max_ops as usize) {
+        let response = match apply_op(&mut write, &mut self.auth, index, command) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => {
                 // Commands are checked before they change anything; a half-made change must not become a revision.
@@ -128,6 +146,7 @@ impl State {
         };
         let (revision, events) = write.finish();
         Ok(Outcome {
+            tokens: token_change(command.op.as_ref(), &response),
             response,
             events,
             revision,
@@ -137,12 +156,17 @@ impl State {
     /// Makes everything applied so far visible, as one point with the shell's mark on it.
     pub fn seal(&mut self, mark: Bytes) {
         self.store.seal(mark);
+        // After the data: who reads by an older auth can only see older data.
+        if !Arc::ptr_eq(&self.auth, &self.current_auth.load()) {
+            self.current_auth.store(self.auth.clone());
+        }
     }
 
     /// Sees what is sealed, of this state and of those that replace it.
     pub fn reader(&self) -> Reader {
         Reader {
             current: self.current.clone(),
+            auth: self.current_auth.clone(),
         }
     }
 
@@ -159,12 +183,31 @@ impl State {
     /// Another state takes this one's place (a snapshot was installed). Reads under way finish on the old one.
     pub fn replace(&mut self, other: State) {
         self.store = other.store;
+        self.auth = other.auth;
         self.current.store(self.store.clone());
+        self.current_auth.store(self.auth.clone());
     }
 }
 
-fn apply_op(write: &mut Write<'_>, op: Option<&Op>, max_ops: usize) -> Result<Response, Failure> {
-    match op {
+fn apply_op(
+    write: &mut Write<'_>,
+    auth: &mut Arc<Auth>,
+    index: u64,
+    command: &Command,
+) -> Result<Response, Failure> {
+    let none = Header::default();
+    let header = command.header.as_ref().unwrap_or(&none);
+    let who = Who {
+        user: &header.user,
+        revision: header.auth_revision,
+        system: header.system,
+    };
+    let max_ops = match header.max_txn_ops {
+        0 => DEFAULT_TXN_OPS,
+        max_ops => max_ops,
+    } as usize;
+    auth.permit(&who, command.op.as_ref(), &|_| Vec::new())?;
+    match command.op.as_ref() {
         Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request)?)),
         Some(Op::DeleteRange(request)) => Ok(Response::DeleteRange(txn::delete_range(write, request)?)),
         Some(Op::Txn(request)) => Ok(Response::Txn(txn::txn(write, request, max_ops)?)),
@@ -177,8 +220,33 @@ fn apply_op(write: &mut Write<'_>, op: Option<&Op>, max_ops: usize) -> Result<Re
             cluster::remove(write, member.id);
             Ok(Response::Done(Done {}))
         }
+        Some(Op::Auth(change)) => {
+            Arc::make_mut(auth).change(write, change)?;
+            Ok(Response::Done(Done {}))
+        }
+        Some(Op::Authenticate(request)) => Ok(Response::Authenticated(auth.authenticate(
+            index,
+            request,
+            header.auth_revision,
+        )?)),
         // Of a newer version: nothing that this one knows how to do.
         None => Ok(Response::Done(Done {})),
+    }
+}
+
+/// Read off the command and its answer, so that it is the same wherever the command is applied.
+fn token_change(op: Option<&Op>, response: &Result<Response, Error>) -> Option<TokenChange> {
+    if let Ok(Response::Authenticated(granted)) = response {
+        return Some(TokenChange::Granted(granted.clone()));
+    }
+    let Some(Op::Auth(AuthChange { change })) = op.filter(|_| response.is_ok()) else {
+        return None;
+    };
+    match change.as_ref()? {
+        Change::UserDelete(request) => Some(TokenChange::Revoked(request.name.clone())),
+        Change::UserChangePassword(request) => Some(TokenChange::Revoked(request.name.clone())),
+        Change::Disable(_) => Some(TokenChange::AllRevoked),
+        _ => None,
     }
 }
 
@@ -207,12 +275,18 @@ fn header(revision: i64) -> Option<ResponseHeader> {
 #[derive(Clone)]
 pub struct Reader {
     current: Arc<ArcSwap<Store>>,
+    auth: Arc<ArcSwap<Auth>>,
 }
 
 impl Reader {
     /// The store as it is now, for as long as the view is held.
     pub fn view(&self) -> View {
         self.current.load_full().view()
+    }
+
+    /// Users and roles. Ask for it after the view that it guards: then it is as new as the data, or newer.
+    pub fn auth(&self) -> Arc<Auth> {
+        self.auth.load_full()
     }
 
     /// The newest revision that can be read.

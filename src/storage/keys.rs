@@ -3,6 +3,9 @@
 //! | prefix | key | value | example key |
 //! |---|---|---|---|
 //! | `b` | main u64, sub u32 of the block's first version, big-endian | a block of versions (`mvcc/block.rs`) | `b 0000000000000002 00000000` |
+//! | `A` | nothing | `pontoon.command.AuthStatus` | `A` |
+//! | `R` | role name | `authpb.Role` | `R admin` |
+//! | `U` | user name | `authpb.User` | `U alice` |
 //! | `m` | member id, big-endian | `pontoon.command.SetMember` | `m 00000000000000a7` |
 //! | `s` | nothing | the state's own mark: revision, compacted revision | `s` |
 //! | `z` | nothing | the shell's mark: applied log id and membership | `z` |
@@ -15,6 +18,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 const BLOCK: u8 = b'b';
 const MEMBER: u8 = b'm';
+const AUTH_STATUS: u8 = b'A';
+const ROLE: u8 = b'R';
+const USER: u8 = b'U';
 
 /// The state's own mark.
 pub const STATE_MARK: &[u8] = b"s";
@@ -57,10 +63,42 @@ pub fn members() -> Range<Bytes> {
     space(MEMBER)
 }
 
+/// Whether users are asked for.
+pub fn auth_status() -> Bytes {
+    Bytes::from_static(&[AUTH_STATUS])
+}
+
+/// A role's record.
+pub fn role(name: &str) -> Bytes {
+    named(ROLE, name)
+}
+
+/// All roles' records.
+pub fn roles() -> Range<Bytes> {
+    space(ROLE)
+}
+
+/// A user's record.
+pub fn user(name: &str) -> Bytes {
+    named(USER, name)
+}
+
+/// All users' records.
+pub fn users() -> Range<Bytes> {
+    space(USER)
+}
+
+fn named(prefix: u8, name: &str) -> Bytes {
+    let mut key = BytesMut::with_capacity(1 + name.len());
+    key.put_u8(prefix);
+    key.put_slice(name.as_bytes());
+    key.freeze()
+}
+
 /// The key spaces of small records: kept in memory as a whole, without revisions. A new one is added here, or it is
 /// not read back at open.
-pub fn records() -> [Range<Bytes>; 1] {
-    [members()]
+pub fn records() -> [Range<Bytes>; 4] {
+    [members(), space(AUTH_STATUS), roles(), users()]
 }
 
 fn space(prefix: u8) -> Range<Bytes> {
@@ -89,5 +127,8 @@ mod tests {
     fn examples_of_the_table() {
         assert_eq!(&block(2, 0)[..], b"b\0\0\0\0\0\0\0\x02\0\0\0\0");
         assert_eq!(&member(0xa7)[..], b"m\0\0\0\0\0\0\0\xa7");
+        assert_eq!(&role("admin")[..], b"Radmin");
+        assert_eq!(&user("alice")[..], b"Ualice");
+        assert_eq!(&auth_status()[..], b"A");
     }
 }
