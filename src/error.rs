@@ -102,6 +102,10 @@ errors! {
     Compacted = OutOfRange "etcdserver: mvcc: required revision has been compacted",
     /// The revision does not exist yet.
     FutureRevision = OutOfRange "etcdserver: mvcc: required revision is a future revision",
+    /// The id is in use.
+    LeaseExists = FailedPrecondition "etcdserver: lease already exists",
+    /// Longer than any clock should run.
+    LeaseTtlTooLarge = OutOfRange "etcdserver: too large lease TTL",
     /// No such lease.
     LeaseNotFound = NotFound "etcdserver: requested lease not found",
     /// No such member.

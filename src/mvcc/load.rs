@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::attached::Attached;
 use super::block::{self, Block, Version};
 use super::history::Meta;
 use super::save::{blocks, decode_mark, encode_mark, put_marks};
@@ -114,6 +115,7 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
             index(inner, &version?)?;
         }
     }
+    inner.attached = Attached::of(&inner.index);
     for range in keys::records() {
         for pair in engine.scan(range) {
             let (key, value) = pair?;
@@ -129,11 +131,7 @@ fn index(inner: &mut Inner, version: &Version) -> Result<()> {
     }
     inner.saved = version.revision;
     inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
-    inner
-        .index
-        .entry(version.kv.key.clone())
-        .or_default()
-        .push(Meta::of(version));
+    inner.push(&version.kv.key, Meta::of(version));
     Ok(())
 }
 

@@ -12,7 +12,7 @@
 //!
 //! **Where things are.** The index (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
 //! the newest in memory, the rest in the engine, packed in [`block`]s by revision. [`save`] moves them from one to the
-//! other, behind the writer's back, and reclaims what compaction freed.
+//! other, behind the writer's back, and reclaims what compaction freed. [`attached`] finds the keys of a lease.
 //!
 //! **One writer.** [`Store::write`] is called by apply alone. What it changes is invisible until [`Store::seal`].
 //!
@@ -20,6 +20,7 @@
 //! answer, so that members at different progress still answer alike.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod attached;
 pub mod block;
 pub mod history;
 mod load;
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bytes::Bytes;
 
+use self::attached::Attached;
 use self::block::{Block, Version};
 use self::history::{History, Meta};
 use crate::pb::mvccpb::KeyValue;
@@ -144,6 +146,8 @@ pub struct Store {
 
 struct Inner {
     index: BTreeMap<Bytes, History>,
+    /// Follows from the index, and is made from it at open.
+    attached: Attached,
     /// The newest versions: all that are not saved, and some that are.
     recent: BTreeMap<Revision, Version>,
     recent_bytes: usize,
@@ -182,6 +186,7 @@ impl Inner {
     fn new() -> Self {
         Inner {
             index: BTreeMap::new(),
+            attached: Attached::default(),
             recent: BTreeMap::new(),
             recent_bytes: 0,
             saved: Revision::default(),
@@ -199,6 +204,19 @@ impl Inner {
                 mark: Bytes::new(),
                 unsaved: false,
             },
+        }
+    }
+
+    /// Adds a key's newest version to the index.
+    fn push(&mut self, key: &Bytes, meta: Meta) {
+        match self.index.get_mut(key) {
+            Some(history) => history.push(meta),
+            None => {
+                let mut history = History::default();
+                history.push(meta);
+                // A copy: the bytes given are a slice of a command or a block, which would stay in memory with them.
+                self.index.insert(Bytes::copy_from_slice(key), history);
+            }
         }
     }
 
@@ -282,6 +300,13 @@ impl Store {
             .range(range)
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
+    }
+
+    /// The keys attached to a lease, in order, and the revision at which they are: the writer's, which may not be
+    /// sealed yet.
+    pub fn attached(&self, lease: i64) -> (Vec<Bytes>, i64) {
+        let inner = self.read();
+        (inner.attached.keys(lease).cloned().collect(), inner.revision)
     }
 
     fn load_saved(&self, revision: Revision) -> Result<KeyValue> {

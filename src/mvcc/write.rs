@@ -47,22 +47,22 @@ impl Write<'_> {
             value,
             lease,
         };
-        self.add(false, kv);
+        self.add(false, kv, before.map_or(0, |meta| meta.lease));
     }
 
     /// Deletes a key, which exists.
     pub fn delete(&mut self, key: Bytes) {
-        self.add(
-            true,
-            KeyValue {
-                key,
-                mod_revision: self.main,
-                ..KeyValue::default()
-            },
-        );
+        let lease = self.meta(&key).map_or(0, |meta| meta.lease);
+        let kv = KeyValue {
+            key,
+            mod_revision: self.main,
+            ..KeyValue::default()
+        };
+        self.add(true, kv, lease);
     }
 
-    fn add(&mut self, tombstone: bool, kv: KeyValue) {
+    /// `lease` is the one that the key was attached to before.
+    fn add(&mut self, tombstone: bool, kv: KeyValue, lease: i64) {
         let revision = Revision {
             main: self.main,
             sub: self.sub,
@@ -84,11 +84,12 @@ impl Write<'_> {
             kv,
         };
         let inner = &mut *self.inner;
-        inner
-            .index
-            .entry(version.kv.key.clone())
-            .or_default()
-            .push(Meta::of(&version));
+        inner.push(&version.kv.key, Meta::of(&version));
+        if lease != version.kv.lease
+            && let Some((key, _)) = inner.index.get_key_value(&version.kv.key)
+        {
+            inner.attached.moved(key, lease, version.kv.lease);
+        }
         inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
         inner.recent_bytes += version.size();
         inner.unsaved_bytes += version.size();
@@ -108,6 +109,11 @@ impl Write<'_> {
     /// Whether anything was changed yet.
     pub fn has_changes(&self) -> bool {
         self.sub > 0
+    }
+
+    /// The keys attached to a lease now, in order.
+    pub fn attached(&self, lease: i64) -> Vec<Bytes> {
+        self.inner.attached.keys(lease).cloned().collect()
     }
 
     /// Makes `revision` the compacted one. The caller has checked it.

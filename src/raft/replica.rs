@@ -27,7 +27,7 @@ use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
 use super::read_index::{ReadIndexError, Rounds};
 use super::snapshot::SnapshotStore;
-use super::state_machine::{FreshEngine, Mark, Shell, StateMachine};
+use super::state_machine::{FreshEngine, LeaseSink, Mark, Shell, StateMachine};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
 use crate::pb::pontoon::command::{Command, RemoveMember, command::Op, reply};
@@ -100,6 +100,8 @@ pub struct Options {
     pub engine_cache: u64,
     /// Who this member is.
     pub identity: Arc<Identity>,
+    /// The lease clock.
+    pub lease_sink: LeaseSink,
 }
 
 /// Why a replica does not open.
@@ -240,6 +242,7 @@ impl Replica {
             snapshots: snapshots.clone(),
             fresh_engine: opened.fresh_engine,
             options: state::Options::default(),
+            lease_sink: options.lease_sink.clone(),
             applied: applied_tx,
             failure: failure.clone(),
             closed: closed_tx,

@@ -29,7 +29,7 @@ use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership
 use crate::pb::pontoon::command::Command;
 use crate::pb::pontoon::command::reply::Response;
 use crate::raft::replica::Failure;
-use crate::state::{Reader, Saver, SnapshotSource, State};
+use crate::state::{LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State};
 use crate::storage::Engine;
 
 /// Entries sealed and answered together at most: bounds the wait of the first for the last.
@@ -75,6 +75,9 @@ impl Mark {
 
 /// Opens an empty engine for a state that arrives as a snapshot.
 pub type FreshEngine = Arc<dyn Fn() -> io::Result<(PathBuf, Arc<dyn Engine>)> + Send + Sync>;
+/// Told how leases changed: in the log's order, after it is sealed and before its index is announced.
+pub type LeaseSink = Arc<dyn Fn(&[LeaseChange]) + Send + Sync>;
+
 /// What the state machine needs besides the state.
 pub struct Shell {
     /// Where snapshot files are.
@@ -83,6 +86,8 @@ pub struct Shell {
     pub fresh_engine: FreshEngine,
     /// Size of memory caches and the like.
     pub options: crate::state::Options,
+    /// The lease clock.
+    pub lease_sink: LeaseSink,
     /// Announces the applied index.
     pub applied: watch::Sender<u64>,
     /// Reports what must stop this member.
@@ -97,6 +102,8 @@ type Loaded = (PathBuf, Arc<dyn Engine>, State, Mark);
 pub struct StateMachine {
     state: State,
     mark: Mark,
+    /// Applied, and not yet told.
+    leases: LeaseChanges,
     // Dropped in this order: the saver saves the rest, the engine is flushed, then `shell.closed` tells.
     saving: Saving,
     engine: Flushed,
@@ -126,6 +133,7 @@ impl StateMachine {
         StateMachine {
             state,
             mark,
+            leases: LeaseChanges::new(),
             saving,
             engine: Flushed(engine),
             engine_dir,
@@ -138,15 +146,24 @@ impl StateMachine {
         self.state.reader()
     }
 
-    fn apply_command(&mut self, index: u64, command: &CommandBytes) -> io::Result<Reply> {
+    fn apply_command(&mut self, log_id: LogId, command: &CommandBytes) -> io::Result<Reply> {
         let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
-        let outcome = self.state.apply(index, &command).map_err(io::Error::other)?;
+        let place = Place {
+            term: log_id.leader_id.term,
+            index: log_id.index,
+        };
+        let outcome = self.state.apply(place, &command).map_err(io::Error::other)?;
+        self.leases.extend(outcome.leases);
         Ok(Reply(outcome.response))
     }
 
     /// Makes what was applied visible, then tells those who wait for it.
     fn publish(&mut self, answers: &mut Vec<(openraft::storage::ApplyResponder<Types>, Reply)>) {
         self.state.seal(self.mark.encode());
+        if !self.leases.is_empty() {
+            (self.shell.lease_sink)(&self.leases);
+            self.leases.clear();
+        }
         self.shell
             .applied
             .send_replace(self.mark.applied.map_or(0, |log_id| log_id.index));
@@ -180,7 +197,7 @@ impl RaftStateMachine<Types> for StateMachine {
         while let Some((entry, responder)) = entries.try_next().await? {
             let reply = match &entry.payload {
                 EntryPayload::Blank => Reply(Ok(Response::Done(Default::default()))),
-                EntryPayload::Normal(command) => self.apply_command(entry.log_id.index, command)?,
+                EntryPayload::Normal(command) => self.apply_command(entry.log_id, command)?,
                 EntryPayload::Membership(membership) => {
                     self.mark.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                     Reply(Ok(Response::Done(Default::default())))

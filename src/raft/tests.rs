@@ -33,6 +33,7 @@ fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
         fresh_engine: Arc::new(|| Ok((PathBuf::from("/nowhere"), memory()))),
         options: Options::default(),
         applied: watch::channel(0).0,
+        lease_sink: Arc::new(|_| {}),
         failure: Failure::default(),
         closed: oneshot::channel().0,
     };

@@ -231,6 +231,7 @@ async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
+        lease_sink: Arc::new(|_| {}),
     };
     Replica::open(options)
         .await

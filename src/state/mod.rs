@@ -14,6 +14,7 @@
 pub mod auth;
 mod check;
 mod cluster;
+mod lease;
 mod range;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 pub use check::{all_serializable, check_delete_range, check_put, check_range, check_txn, is_read_only};
+pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
 
 use self::auth::{Auth, Who};
@@ -46,6 +48,15 @@ pub use crate::mvcc::{Options, Saver, SnapshotSource};
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;
 
+/// Where in the log a command stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Term of the leader that appended it.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
+
 /// What follows from one command.
 #[derive(Debug)]
 pub struct Outcome {
@@ -57,6 +68,8 @@ pub struct Outcome {
     pub revision: i64,
     /// What the member must know of tokens.
     pub tokens: Option<TokenChange>,
+    /// For the lease clock.
+    pub leases: LeaseChanges,
 }
 
 /// Tokens are no part of the state: each member keeps them in memory, and learns of them from the log.
@@ -129,16 +142,17 @@ impl State {
 
     /// Carries out one committed command. Readers see nothing of it before [`State::seal`].
     ///
-    /// `index` is the command's place in the log. An error means that this member must stop.
-    pub fn apply(&mut self, index: u64, command: &Command) -> storage::Result<Outcome> {
+    /// An error means that this member must stop.
+    pub fn apply(&mut self, place: Place, command: &Command) -> storage::Result<Outcome> {
         let mut write = self.store.write();
-        let response = match apply_op(&mut write, &mut self.auth, index, command) {
+        let mut leases = LeaseChanges::new();
+        let response = match apply_op(&mut write, &mut self.auth, place, command, &mut leases) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => {
                 // Commands are checked before they change anything; a half-made change must not become a revision.
                 assert!(
                     !write.has_changes(),
-                    "command {index} was refused after it changed something: {error}"
+                    "command {place:?} was refused after it changed something: {error}"
                 );
                 Err(error)
             }
@@ -150,6 +164,7 @@ impl State {
             response,
             events,
             revision,
+            leases,
         })
     }
 
@@ -192,8 +207,9 @@ impl State {
 fn apply_op(
     write: &mut Write<'_>,
     auth: &mut Arc<Auth>,
-    index: u64,
+    place: Place,
     command: &Command,
+    leases: &mut LeaseChanges,
 ) -> Result<Response, Failure> {
     let none = Header::default();
     let header = command.header.as_ref().unwrap_or(&none);
@@ -206,7 +222,7 @@ fn apply_op(
         0 => DEFAULT_TXN_OPS,
         max_ops => max_ops,
     } as usize;
-    auth.permit(&who, command.op.as_ref(), &|_| Vec::new())?;
+    auth.permit(&who, command.op.as_ref(), &|lease| write.attached(lease))?;
     match command.op.as_ref() {
         Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request)?)),
         Some(Op::DeleteRange(request)) => Ok(Response::DeleteRange(txn::delete_range(write, request)?)),
@@ -225,10 +241,22 @@ fn apply_op(
             Ok(Response::Done(Done {}))
         }
         Some(Op::Authenticate(request)) => Ok(Response::Authenticated(auth.authenticate(
-            index,
+            place.index,
             request,
             header.auth_revision,
         )?)),
+        Some(Op::LeaseGrant(request)) => {
+            Ok(Response::LeaseGrant(lease::grant(write, request, place, leases)?))
+        }
+        Some(Op::LeaseRevoke(request)) => Ok(Response::LeaseRevoke(lease::revoke(write, request, leases)?)),
+        Some(Op::LeaseExpire(request)) => {
+            lease::expire(write, request, place, leases)?;
+            Ok(Response::Done(Done {}))
+        }
+        Some(Op::LeaseCheckpoint(request)) => {
+            lease::checkpoint(write, request, place, leases)?;
+            Ok(Response::Done(Done {}))
+        }
         // Of a newer version: nothing that this one knows how to do.
         None => Ok(Response::Done(Done {})),
     }
@@ -327,6 +355,16 @@ impl Reader {
     /// What members have published about themselves.
     pub fn members(&self) -> Vec<SetMember> {
         cluster::members(&self.current.load())
+    }
+
+    /// All leases, by id.
+    pub fn leases(&self) -> storage::Result<Vec<Lease>> {
+        lease::all(&self.current.load())
+    }
+
+    /// The keys attached to a lease, in order, and the revision at which they are, which may not be readable yet.
+    pub fn attached(&self, lease: i64) -> (Vec<Bytes>, i64) {
+        self.current.load().attached(lease)
     }
 
     /// Bytes of all keys and values that are kept, of every revision.

@@ -7,12 +7,15 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Options, Saver, State};
+use super::{Options, Place, Saver, State};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
+    RequestOp, TxnRequest,
 };
-use crate::pb::pontoon::command::{Command, Reply, command::Op, reply::Response};
+use crate::pb::pontoon::command::{
+    Command, LeaseCheckpoint, LeaseExpire, LeaseRemaining, Reply, command::Op, reply::Response,
+};
 use crate::storage::{Engine, Memory};
 
 fn key(rng: &mut StdRng) -> Bytes {
@@ -24,8 +27,67 @@ fn put(rng: &mut StdRng) -> PutRequest {
         key: key(rng),
         value: Bytes::from(vec![rng.random(); rng.random_range(0..400)]),
         prev_kv: rng.random(),
-        ignore_lease: rng.random_bool(0.1),
+        ..lease_of_put(rng)
+    }
+}
+
+/// Mostly none: most of the few leases do not exist at a given time, and one that does not refuses the put.
+fn lease_of_put(rng: &mut StdRng) -> PutRequest {
+    let (lease, ignore_lease) = match rng.random_range(0..10) {
+        0..5 => (0, false),
+        5..9 => (lease_id(rng), false),
+        _ => (0, true),
+    };
+    PutRequest {
+        lease,
+        ignore_lease,
         ..PutRequest::default()
+    }
+}
+
+fn lease_id(rng: &mut StdRng) -> i64 {
+    [-5, 1, 2, i64::MAX][rng.random_range(0..4)]
+}
+
+/// The term in which an index was appended: leaders change now and then.
+fn term(index: u64) -> u64 {
+    1 + index / 100
+}
+
+/// A lease and its grant, mostly one that exists, and a term, mostly the present one.
+fn lease_decision(rng: &mut StdRng, state: &State, index: u64) -> (u64, i64, u64) {
+    let leases = state.reader().leases().expect("readable");
+    let (id, granted_at) = match leases.get(rng.random_range(0..4)) {
+        Some(lease) => (lease.id, lease.granted_at),
+        None => (lease_id(rng), rng.random_range(0..=index)),
+    };
+    (term(index) - u64::from(rng.random_bool(0.2)), id, granted_at)
+}
+
+fn lease_op(rng: &mut StdRng, state: &State, index: u64) -> Op {
+    match rng.random_range(0..10) {
+        0..5 => Op::LeaseGrant(LeaseGrantRequest {
+            ttl: rng.random_range(2..1000),
+            id: lease_id(rng),
+        }),
+        5 => Op::LeaseRevoke(LeaseRevokeRequest { id: lease_id(rng) }),
+        6..8 => {
+            let (term, id, granted_at) = lease_decision(rng, state, index);
+            Op::LeaseExpire(LeaseExpire { term, id, granted_at })
+        }
+        _ => {
+            let (term, id, granted_at) = lease_decision(rng, state, index);
+            let seconds = rng.random_range(0..500);
+            let one = LeaseRemaining {
+                id,
+                granted_at,
+                seconds,
+            };
+            Op::LeaseCheckpoint(LeaseCheckpoint {
+                term,
+                leases: vec![one],
+            })
+        }
     }
 }
 
@@ -56,8 +118,9 @@ fn range(rng: &mut StdRng, revision: i64) -> RangeRequest {
     }
 }
 
-fn op(rng: &mut StdRng, revision: i64) -> Op {
-    match rng.random_range(0..20) {
+fn op(rng: &mut StdRng, state: &State, index: u64) -> Op {
+    let revision = state.reader().revision();
+    match rng.random_range(0..24) {
         0..10 => Op::Put(put(rng)),
         10..13 => Op::DeleteRange(delete(rng)),
         13..19 => {
@@ -76,6 +139,7 @@ fn op(rng: &mut StdRng, revision: i64) -> Op {
                 ..TxnRequest::default()
             })
         }
+        19..23 => lease_op(rng, state, index),
         _ => Op::Compact(CompactionRequest {
             revision: rng.random_range(0..revision + 1),
             physical: false,
@@ -106,7 +170,11 @@ impl Member {
     }
 
     fn apply(&mut self, index: u64, command: &Command) -> Vec<u8> {
-        let outcome = self.state.apply(index, command).expect("nothing local fails");
+        let place = Place {
+            term: term(index),
+            index,
+        };
+        let outcome = self.state.apply(place, command).expect("nothing local fails");
         self.state.seal(Bytes::from(index.to_string()));
         let response = outcome
             .response
@@ -116,6 +184,7 @@ impl Member {
         }
         .encode_to_vec();
         answer.extend(outcome.events.iter().flat_map(Message::encode_to_vec));
+        answer.extend(format!("{:?}", outcome.leases).into_bytes());
         answer
     }
 
@@ -161,6 +230,31 @@ fn options() -> Options {
     Options { recent_bytes: 1000 }
 }
 
+/// Each lease with its keys, looked at from both sides.
+fn attached(reader: &super::Reader) -> Vec<(super::Lease, Vec<Bytes>)> {
+    let everything = RangeRequest {
+        key: Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
+        ..RangeRequest::default()
+    };
+    let kvs = reader.range(&everything).expect("readable").kvs;
+    let leases = reader.leases().expect("readable");
+    for kv in kvs.iter().filter(|kv| kv.lease != 0) {
+        assert!(
+            leases.iter().any(|lease| lease.id == kv.lease),
+            "{kv:?} has no lease"
+        );
+    }
+    let with_keys = leases.into_iter().map(|lease| {
+        let named = kvs.iter().filter(|kv| kv.lease == lease.id);
+        let named: Vec<Bytes> = named.map(|kv| kv.key.clone()).collect();
+        let (keys, revision) = reader.attached(lease.id);
+        assert_eq!((&keys, revision), (&named, reader.revision()));
+        (lease, keys)
+    });
+    with_keys.collect()
+}
+
 #[test]
 fn members_that_save_and_restart_at_different_times_answer_alike() {
     for seed in 0..30 {
@@ -170,7 +264,7 @@ fn members_that_save_and_restart_at_different_times_answer_alike() {
         for index in 1..=500 {
             let command = Command {
                 header: None,
-                op: Some(op(&mut rng, steady.state.reader().revision())),
+                op: Some(op(&mut rng, &steady.state, index)),
             };
             log.push(command.clone());
             assert_eq!(
@@ -188,6 +282,7 @@ fn members_that_save_and_restart_at_different_times_answer_alike() {
             }
             if index % 50 == 0 {
                 let (one, other) = (steady.state.reader(), restless.state.reader());
+                assert_eq!(attached(&one), attached(&other), "seed {seed}, entry {index}");
                 for revision in one.compacted().max(1)..=one.revision() {
                     let hash = |reader: &super::Reader| reader.hash_kv(revision).expect("readable");
                     assert_eq!(
@@ -249,4 +344,110 @@ fn reclaiming_frees_what_compaction_left_behind() {
         "{before:?} to {after:?}"
     );
     assert_eq!(member.state.reader().swept(), 1000);
+}
+
+/// Applies commands one by one, each in an entry of its own, all in the first term.
+fn applied(member: &mut Member, ops: Vec<Op>) -> Vec<Result<Response, crate::error::Error>> {
+    let apply = |(at, op): (usize, Op)| {
+        let place = Place {
+            term: 1,
+            index: at as u64 + 1,
+        };
+        let command = Command {
+            header: None,
+            op: Some(op),
+        };
+        let outcome = member.state.apply(place, &command).expect("nothing local fails");
+        member.state.seal(Bytes::new());
+        outcome.response
+    };
+    ops.into_iter().enumerate().map(apply).collect()
+}
+
+fn attach(key: &'static str, lease: i64) -> Op {
+    Op::Put(PutRequest {
+        key: Bytes::from_static(key.as_bytes()),
+        lease,
+        ..PutRequest::default()
+    })
+}
+
+fn grant(id: i64) -> Op {
+    Op::LeaseGrant(LeaseGrantRequest { ttl: 10, id })
+}
+
+#[test]
+fn the_end_of_a_lease_deletes_its_keys_in_order_in_one_revision() {
+    let mut member = Member::blank();
+    let answers = applied(
+        &mut member,
+        vec![
+            grant(7),
+            attach("b", 7),
+            attach("a", 7),
+            attach("c", 7),
+            attach("c", 0),
+        ],
+    );
+    assert!(answers.iter().all(Result::is_ok));
+    let command = Command {
+        header: None,
+        op: Some(Op::LeaseRevoke(LeaseRevokeRequest { id: 7 })),
+    };
+    let place = Place { term: 1, index: 6 };
+    let outcome = member.state.apply(place, &command).expect("nothing local fails");
+    let deleted: Vec<_> = outcome
+        .events
+        .iter()
+        .filter_map(|event| event.kv.clone())
+        .collect();
+    let named: Vec<_> = deleted.iter().map(|kv| (&kv.key[..], kv.mod_revision)).collect();
+    assert_eq!(named, [(&b"a"[..], 6), (&b"b"[..], 6)]);
+    assert_eq!(outcome.revision, 6);
+    assert_eq!(
+        outcome.leases,
+        [super::LeaseChange::Revoked { id: 7, granted_at: 1 }]
+    );
+}
+
+#[test]
+fn a_lease_is_granted_once_and_named_only_while_it_exists() {
+    use crate::error::Error;
+    let mut member = Member::blank();
+    let answers = applied(
+        &mut member,
+        vec![
+            attach("a", 7),
+            grant(7),
+            grant(7),
+            attach("a", 7),
+            Op::LeaseRevoke(LeaseRevokeRequest { id: 7 }),
+            Op::LeaseRevoke(LeaseRevokeRequest { id: 7 }),
+            attach("a", 7),
+            grant(7),
+        ],
+    );
+    let errors: Vec<_> = answers.into_iter().map(Result::err).collect();
+    let (unknown, taken) = (Some(Error::LeaseNotFound), Some(Error::LeaseExists));
+    assert_eq!(errors, [unknown, None, taken, None, None, unknown, unknown, None]);
+}
+
+#[test]
+fn what_a_clock_decided_holds_in_its_own_term_and_for_its_own_grant() {
+    let mut member = Member::blank();
+    let expire = |term, granted_at| {
+        Op::LeaseExpire(LeaseExpire {
+            term,
+            id: 7,
+            granted_at,
+        })
+    };
+    let left = |member: &Member| member.state.reader().leases().expect("readable").len();
+    applied(
+        &mut member,
+        vec![grant(7), expire(2, 1), expire(0, 1), expire(1, 9)],
+    );
+    assert_eq!(left(&member), 1);
+    applied(&mut member, vec![expire(1, 1)]);
+    assert_eq!(left(&member), 0);
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::check::{check_delete_range, check_put, check_txn};
 use super::range::{ReadError, range, revision_in_txn};
-use super::{Failure, header};
+use super::{Failure, header, lease};
 use crate::error::Error;
 use crate::mvcc::history::Meta;
 use crate::mvcc::{KeyRange, Versions, Write};
@@ -28,7 +28,7 @@ use crate::storage;
 /// Sets a key.
 pub fn put(write: &mut Write<'_>, request: &PutRequest) -> Result<PutResponse, Failure> {
     check_put(request)?;
-    check_lease(request)?;
+    check_lease(write, request)?;
     if needs_key(request) && write.meta(&request.key).is_none() {
         return Err(Error::KeyNotFound.into());
     }
@@ -201,7 +201,7 @@ fn check_taken(write: &Write<'_>, request: &TxnRequest, path: &Path) -> Result<(
             if needs_key(put) && !exists_before(write, &ops[..at], &put.key) {
                 return Err(Error::KeyNotFound.into());
             }
-            check_lease(put)?;
+            check_lease(write, put)?;
         }
     }
     for op in &ops {
@@ -232,12 +232,10 @@ fn needs_key(request: &PutRequest) -> bool {
     request.ignore_value || request.ignore_lease
 }
 
-/// No lease can be granted yet, so none exists.
-fn check_lease(request: &PutRequest) -> Result<(), Error> {
-    if request.lease == 0 {
-        Ok(())
-    } else {
-        Err(Error::LeaseNotFound)
+fn check_lease(write: &Write<'_>, request: &PutRequest) -> Result<(), Error> {
+    match request.lease == 0 || lease::exists(write, request.lease) {
+        true => Ok(()),
+        false => Err(Error::LeaseNotFound),
     }
 }
 

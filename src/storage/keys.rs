@@ -6,6 +6,7 @@
 //! | `A` | nothing | `pontoon.command.AuthStatus` | `A` |
 //! | `R` | role name | `authpb.Role` | `R admin` |
 //! | `U` | user name | `authpb.User` | `U alice` |
+//! | `l` | lease id, big-endian | `pontoon.command.LeaseRecord` | `l 000000000000002a` |
 //! | `m` | member id, big-endian | `pontoon.command.SetMember` | `m 00000000000000a7` |
 //! | `s` | nothing | the state's own mark: revision, compacted revision | `s` |
 //! | `z` | nothing | the shell's mark: applied log id and membership | `z` |
@@ -17,6 +18,7 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 
 const BLOCK: u8 = b'b';
+const LEASE: u8 = b'l';
 const MEMBER: u8 = b'm';
 const AUTH_STATUS: u8 = b'A';
 const ROLE: u8 = b'R';
@@ -95,10 +97,29 @@ fn named(prefix: u8, name: &str) -> Bytes {
     key.freeze()
 }
 
+/// A lease's record.
+pub fn lease(id: i64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u8(LEASE);
+    key.put_i64(id);
+    key.freeze()
+}
+
+/// Reads what [`lease`] wrote.
+pub fn parse_lease(key: &[u8]) -> Option<i64> {
+    let id = key.strip_prefix(&[LEASE])?;
+    Some(i64::from_be_bytes(id.try_into().ok()?))
+}
+
+/// All leases' records.
+pub fn leases() -> Range<Bytes> {
+    space(LEASE)
+}
+
 /// The key spaces of small records: kept in memory as a whole, without revisions. A new one is added here, or it is
 /// not read back at open.
-pub fn records() -> [Range<Bytes>; 4] {
-    [members(), space(AUTH_STATUS), roles(), users()]
+pub fn records() -> [Range<Bytes>; 5] {
+    [leases(), members(), space(AUTH_STATUS), roles(), users()]
 }
 
 fn space(prefix: u8) -> Range<Bytes> {
@@ -121,11 +142,16 @@ mod tests {
                 .all(|key| blocks().contains(key) && !members().contains(key))
         );
         assert!(members().contains(&member(u64::MAX)));
+        for id in [i64::MIN, -1, 1, i64::MAX] {
+            assert_eq!(parse_lease(&lease(id)), Some(id));
+            assert!(leases().contains(&lease(id)));
+        }
     }
 
     #[test]
     fn examples_of_the_table() {
         assert_eq!(&block(2, 0)[..], b"b\0\0\0\0\0\0\0\x02\0\0\0\0");
+        assert_eq!(&lease(0x2a)[..], b"l\0\0\0\0\0\0\0\x2a");
         assert_eq!(&member(0xa7)[..], b"m\0\0\0\0\0\0\0\xa7");
         assert_eq!(&role("admin")[..], b"Radmin");
         assert_eq!(&user("alice")[..], b"Ualice");

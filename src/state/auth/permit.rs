@@ -44,9 +44,18 @@ impl Auth {
             Some(Op::Txn(request)) => self.permit_txn(who, request, leased),
             // It checks itself: nobody has a token yet.
             Some(Op::Authenticate(_)) => Ok(()),
-            Some(Op::Compact(_) | Op::Auth(_) | Op::SetMember(_) | Op::RemoveMember(_)) | None => {
-                self.permit_root(who)
-            }
+            Some(Op::LeaseGrant(_)) => self.permit_user(who),
+            Some(Op::LeaseRevoke(request)) => self.permit_lease(who, request.id, leased),
+            // The lease clock's commands are the system's own.
+            Some(
+                Op::Compact(_)
+                | Op::Auth(_)
+                | Op::SetMember(_)
+                | Op::RemoveMember(_)
+                | Op::LeaseExpire(_)
+                | Op::LeaseCheckpoint(_),
+            )
+            | None => self.permit_root(who),
         }
     }
 

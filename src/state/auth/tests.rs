@@ -9,7 +9,7 @@ use crate::pb::etcdserverpb::*;
 use crate::pb::pontoon::command::auth_change::Change;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticate, Command, Header, command::Op};
-use crate::state::{Options, State};
+use crate::state::{Options, Place, State};
 use crate::storage::Memory;
 use std::sync::Arc;
 
@@ -30,10 +30,11 @@ impl Script {
             header: Some(header),
             op: Some(op),
         };
-        let outcome = self
-            .state
-            .apply(self.index, &command)
-            .expect("nothing local fails");
+        let place = Place {
+            term: 1,
+            index: self.index,
+        };
+        let outcome = self.state.apply(place, &command).expect("nothing local fails");
         self.state.seal(Bytes::new());
         outcome.response
     }

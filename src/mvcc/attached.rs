@@ -1,0 +1,73 @@
+//! Which keys are attached to which lease.
+//!
+//! Nothing new is known here: each key's current version names its lease. But a lease must find its keys without a
+//! search through all of them, so this index is kept beside that of the versions, changed with it, and made from it
+//! when a store is opened. It is never saved: two truths could differ.
+//!
+//! One ordered set of (lease, key) serves all leases: a lease costs nothing here, an attached key one place in the
+//! set, and a lease's keys come in key order, which is the order in which they go when it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::history::History;
+
+/// The index.
+#[derive(Default)]
+pub struct Attached {
+    keys: BTreeSet<(i64, Bytes)>,
+}
+
+impl Attached {
+    /// Of all keys that exist.
+    pub fn of(index: &BTreeMap<Bytes, History>) -> Attached {
+        let current = index
+            .iter()
+            .filter_map(|(key, history)| Some((history.at(i64::MAX)?.lease, key.clone())));
+        Attached {
+            keys: current.filter(|(lease, _)| *lease != 0).collect(),
+        }
+    }
+
+    /// A key goes from one lease to another; 0 is none.
+    pub fn moved(&mut self, key: &Bytes, from: i64, to: i64) {
+        if from != 0 {
+            self.keys.remove(&(from, key.clone()));
+        }
+        if to != 0 {
+            self.keys.insert((to, key.clone()));
+        }
+    }
+
+    /// A lease's keys, in order.
+    pub fn keys(&self, lease: i64) -> impl Iterator<Item = &Bytes> {
+        self.keys
+            .range((lease, Bytes::new())..)
+            .take_while(move |(other, _)| *other == lease)
+            .map(|(_, key)| key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_finds_its_keys_in_order_and_no_others() {
+        let mut attached = Attached::default();
+        let key = |name: &'static str| Bytes::from_static(name.as_bytes());
+        for (name, lease) in [("b", 7), ("a", 7), ("c", 8), ("d", -1), ("e", i64::MAX)] {
+            attached.moved(&key(name), 0, lease);
+        }
+        let keys = |attached: &Attached, lease| attached.keys(lease).cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&attached, 7), [key("a"), key("b")]);
+        assert_eq!(keys(&attached, -1), [key("d")]);
+        assert_eq!(keys(&attached, i64::MAX), [key("e")]);
+        assert_eq!(keys(&attached, 9), Vec::<Bytes>::new());
+        attached.moved(&key("a"), 7, 8);
+        attached.moved(&key("c"), 8, 0);
+        assert_eq!(keys(&attached, 7), [key("b")]);
+        assert_eq!(keys(&attached, 8), [key("a")]);
+    }
+}
