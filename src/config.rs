@@ -122,6 +122,21 @@ const SETTINGS: &[Setting] = &[
         "Most writes under way at once; more get \"too many requests\"",
     ),
     served(
+        "auth-token",
+        "simple",
+        "Kind of the tokens that users get when they log in: simple",
+    ),
+    served(
+        "auth-token-ttl",
+        "300",
+        "Seconds after which a token that is not used is void",
+    ),
+    served(
+        "bcrypt-cost",
+        "10",
+        "How costly it is to try a password, 4 to 31: each step doubles it",
+    ),
+    served(
         "log-level",
         "info",
         "error, warn, info, debug, trace, or a tracing filter",
@@ -148,9 +163,6 @@ const SETTINGS: &[Setting] = &[
     none_yet("pre-vote"),
     none_yet("max-snapshots"),
     none_yet("max-wals"),
-    none_yet("auth-token"),
-    none_yet("auth-token-ttl"),
-    none_yet("bcrypt-cost"),
     none_yet("max-concurrent-streams"),
     none_yet("initial-election-tick-advance"),
     refused("cert-file"),
@@ -224,6 +236,10 @@ pub struct Config {
     pub max_txn_ops: u32,
     /// `--max-in-flight`.
     pub max_in_flight: usize,
+    /// `--auth-token-ttl`.
+    pub auth_token_ttl: Duration,
+    /// `--bcrypt-cost`.
+    pub bcrypt_cost: u32,
 }
 
 /// The arguments of `pontoon serve`, added to a command.
@@ -331,6 +347,8 @@ impl Values {
             max_request_bytes: usize::try_from(self.number("max-request-bytes", 1)?)?,
             max_txn_ops: u32::try_from(self.number("max-txn-ops", 1)?).context(self.said("max-txn-ops"))?,
             max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
+            auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
+            bcrypt_cost: self.bcrypt_cost()?,
             name,
             listen_client_urls,
             listen_peer_urls,
@@ -377,6 +395,20 @@ impl Values {
         match self.get("data-dir") {
             "" => PathBuf::from(format!("{name}.pontoon")),
             dir => PathBuf::from(dir),
+        }
+    }
+
+    fn bcrypt_cost(&self) -> anyhow::Result<u32> {
+        if self.get("auth-token") != "simple" {
+            bail!(
+                "{}: only simple tokens are supported yet",
+                self.said("auth-token")
+            );
+        }
+        let cost = self.number("bcrypt-cost", 4)?;
+        match u32::try_from(cost) {
+            Ok(cost) if cost <= 31 => Ok(cost),
+            _ => bail!("{}: 4 to 31", self.said("bcrypt-cost")),
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::{header, status, unimplemented};
+use super::{credentials, header, status, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::kv_server::Kv as Service;
 use crate::pb::etcdserverpb::{
@@ -13,6 +13,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
+use crate::server::auth::Credentials;
 use crate::state::{self, ReadError};
 
 /// How often a physical compaction looks whether the space is reclaimed.
@@ -45,13 +46,18 @@ impl Kv {
         }
     }
 
-    async fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Status> {
+    async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {
         if !state::all_serializable(request) {
             self.server.barrier().pass().await.map_err(status)?;
         }
         self.server
-            .reader()
-            .read_txn(request)
+            .read_as(
+                who,
+                // Ranges only: no lease is touched.
+                |auth, who| auth.permit_txn(who, request, &|_| Vec::new()),
+                |reader| reader.read_txn(request),
+            )
+            .await
             .map_err(|error| self.read_error(error))
     }
 
@@ -70,6 +76,7 @@ fn unexpected() -> Status {
 #[tonic::async_trait]
 impl Service for Kv {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         state::check_range(&request).map_err(status)?;
         if !request.serializable {
@@ -77,8 +84,12 @@ impl Service for Kv {
         }
         let mut response = self
             .server
-            .reader()
-            .range(&request)
+            .read_as(
+                &who,
+                |auth, who| auth.permit_range(who, &request),
+                |reader| reader.range(&request),
+            )
+            .await
             .map_err(|error| self.read_error(error))?;
         response.header = self.complete(response.header);
         Ok(Response::new(response))
@@ -94,9 +105,15 @@ impl Service for Kv {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         state::check_put(&request).map_err(status)?;
-        match self.server.propose(Op::Put(request)).await.map_err(status)? {
+        match self
+            .server
+            .propose_as(&who, Op::Put(request))
+            .await
+            .map_err(status)?
+        {
             reply::Response::Put(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(Response::new(response))
@@ -109,11 +126,12 @@ impl Service for Kv {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         state::check_delete_range(&request).map_err(status)?;
         match self
             .server
-            .propose(Op::DeleteRange(request))
+            .propose_as(&who, Op::DeleteRange(request))
             .await
             .map_err(status)?
         {
@@ -126,12 +144,18 @@ impl Service for Kv {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         state::check_txn(&request, self.server.limits().txn_ops as usize).map_err(status)?;
         let mut response = if state::is_read_only(&request) {
-            self.read_txn(&request).await?
+            self.read_txn(&who, &request).await?
         } else {
-            match self.server.propose(Op::Txn(request)).await.map_err(status)? {
+            match self
+                .server
+                .propose_as(&who, Op::Txn(request))
+                .await
+                .map_err(status)?
+            {
                 reply::Response::Txn(response) => response,
                 _ => return Err(unexpected()),
             }
@@ -144,9 +168,15 @@ impl Service for Kv {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         let (revision, physical) = (request.revision, request.physical);
-        match self.server.propose(Op::Compact(request)).await.map_err(status)? {
+        match self
+            .server
+            .propose_as(&who, Op::Compact(request))
+            .await
+            .map_err(status)?
+        {
             reply::Response::Compact(mut response) => {
                 if physical {
                     self.wait_reclaimed(revision).await;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides about data. What is not served yet answers UNIMPLEMENTED and names itself.
 
+mod auth;
 mod cluster;
 mod kv;
 mod limits;
@@ -12,10 +13,12 @@ use tonic::{Code, Status};
 
 use crate::error::Error;
 use crate::pb::etcdserverpb::ResponseHeader;
+use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::Server;
+use crate::server::auth::Credentials;
 
 pub use limits::LimitErrors;
 
@@ -41,6 +44,7 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
             .max_encoding_message_size(usize::MAX),
     )
     .add_service(cluster.max_decoding_message_size(limit))
+    .add_service(AuthServer::new(auth::Auth::new(server.clone())).max_decoding_message_size(limit))
     .add_service(maintenance.max_decoding_message_size(limit))
     .add_service(health)
     .add_service(reflection);
@@ -62,6 +66,16 @@ fn unimplemented(method: &str) -> Status {
 /// etcd's code and text for an error.
 pub fn status(error: Error) -> Status {
     Status::new(Code::from(error.code() as i32), error.text())
+}
+
+/// Who says it asks: the token in the request's metadata. Newer clients send it as `authorization`.
+fn credentials<T>(request: &tonic::Request<T>) -> Credentials {
+    let metadata = request.metadata();
+    let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+    let token = text("token").or_else(|| text("authorization"));
+    Credentials {
+        token: token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token).to_string()),
+    }
 }
 
 /// A header for an answer at `revision`.

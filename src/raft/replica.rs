@@ -27,7 +27,7 @@ use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
 use super::read_index::{ReadIndexError, Rounds};
 use super::snapshot::SnapshotStore;
-use super::state_machine::{FreshEngine, LeaseSink, Mark, Shell, StateMachine};
+use super::state_machine::{FreshEngine, LeaseSink, Mark, Shell, StateMachine, TokenSink};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
 use crate::pb::pontoon::command::{Command, RemoveMember, command::Op, reply};
@@ -102,6 +102,8 @@ pub struct Options {
     pub identity: Arc<Identity>,
     /// The lease clock.
     pub lease_sink: LeaseSink,
+    /// Told of tokens as they are applied, before anybody is answered.
+    pub token_sink: TokenSink,
 }
 
 /// Why a replica does not open.
@@ -245,6 +247,7 @@ impl Replica {
             lease_sink: options.lease_sink.clone(),
             applied: applied_tx,
             failure: failure.clone(),
+            token_sink: options.token_sink.clone(),
             closed: closed_tx,
         };
         let machine = StateMachine::new(opened.state, opened.mark, opened.engine, opened.dir, shell);

@@ -29,7 +29,7 @@ use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership
 use crate::pb::pontoon::command::Command;
 use crate::pb::pontoon::command::reply::Response;
 use crate::raft::replica::Failure;
-use crate::state::{LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State};
+use crate::state::{LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State, TokenChange};
 use crate::storage::Engine;
 
 /// Entries sealed and answered together at most: bounds the wait of the first for the last.
@@ -73,6 +73,8 @@ impl Mark {
     }
 }
 
+/// Learns of tokens.
+pub type TokenSink = Arc<dyn Fn(TokenChange) + Send + Sync>;
 /// Opens an empty engine for a state that arrives as a snapshot.
 pub type FreshEngine = Arc<dyn Fn() -> io::Result<(PathBuf, Arc<dyn Engine>)> + Send + Sync>;
 /// Told how leases changed: in the log's order, after it is sealed and before its index is announced.
@@ -90,6 +92,8 @@ pub struct Shell {
     pub lease_sink: LeaseSink,
     /// Announces the applied index.
     pub applied: watch::Sender<u64>,
+    /// Told of tokens as they are applied, before anybody is answered.
+    pub token_sink: TokenSink,
     /// Reports what must stop this member.
     pub failure: Failure,
     /// Dropped when the state machine is gone and all of it is saved.
@@ -154,6 +158,9 @@ impl StateMachine {
         };
         let outcome = self.state.apply(place, &command).map_err(io::Error::other)?;
         self.leases.extend(outcome.leases);
+        if let Some(change) = outcome.tokens {
+            (self.shell.token_sink)(change);
+        }
         Ok(Reply(outcome.response))
     }
 

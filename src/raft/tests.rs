@@ -34,6 +34,7 @@ fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
         options: Options::default(),
         applied: watch::channel(0).0,
         lease_sink: Arc::new(|_| {}),
+        token_sink: Arc::new(|_| {}),
         failure: Failure::default(),
         closed: oneshot::channel().0,
     };

@@ -2,6 +2,7 @@
 //!
 //! Owns the tasks and clocks. Read top to bottom, [`run`] is the life of a member.
 
+pub mod auth;
 pub mod bootstrap;
 pub mod data_dir;
 pub mod propose;
@@ -18,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 
+use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
 use self::propose::{Limits, Proposer};
@@ -32,6 +34,7 @@ use crate::raft::identity::Identity;
 use crate::raft::peer::{Introduction, PeerService};
 use crate::raft::replica::{Options, Replica};
 use crate::state::Reader;
+use crate::state::auth::{Auth, Who};
 use crate::storage::fs::RealFs;
 
 /// How long requests under way may take once the member is told to stop.
@@ -40,6 +43,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 const PUBLISH_RETRY: Duration = Duration::from_millis(200);
 /// Memory for the engine's own cache.
 const ENGINE_CACHE: u64 = 64 << 20;
+/// How often it is looked again who asks, while users and roles keep changing.
+const CALLER_TRIES: usize = 5;
 
 /// What the services see of a member. Cheap to clone.
 #[derive(Clone)]
@@ -47,6 +52,7 @@ pub struct Server {
     replica: Replica,
     proposer: Proposer,
     barrier: Barrier,
+    gate: Gate,
 }
 
 impl Server {
@@ -85,9 +91,59 @@ impl Server {
         self.replica.term()
     }
 
-    /// Changes the state, through the log.
+    /// Who asks.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Changes the state, through the log, for the cluster itself: not subject to permissions.
     pub async fn propose(&self, op: Op) -> Result<Response, Error> {
         self.proposer.propose(op).await
+    }
+
+    /// Changes the state, through the log, for a client. If users change meanwhile it is looked again who asks.
+    pub async fn propose_as(&self, credentials: &Credentials, op: Op) -> Result<Response, Error> {
+        if !self.reader().auth().enabled() {
+            return self.proposer.propose_for(&Caller::default(), op).await;
+        }
+        for _ in 0..CALLER_TRIES {
+            let caller = self.gate.caller(credentials).await?;
+            match self.proposer.propose_for(&caller, op.clone()).await {
+                // The state here may lag behind the one that refused.
+                Err(Error::AuthOldRevision) => self.barrier.pass().await?,
+                answer => return answer,
+            }
+        }
+        Err(Error::AuthOldRevision)
+    }
+
+    /// Reads the state here, if the caller may. If users or roles change meanwhile it is looked and read again, so that
+    /// nobody sees what was written after the right to see it was taken away.
+    pub async fn read_as<T, E: From<Error>>(
+        &self,
+        credentials: &Credentials,
+        permit: impl Fn(&Auth, &Who<'_>) -> Result<(), Error>,
+        read: impl Fn(&Reader) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let reader = self.reader();
+        for _ in 0..CALLER_TRIES {
+            let auth = reader.auth();
+            let caller = self.gate.caller(credentials).await?;
+            match permit(&auth, &caller.who()) {
+                Err(Error::AuthOldRevision) => continue,
+                permitted => permitted?,
+            }
+            let answer = read(reader);
+            if Arc::ptr_eq(&auth, &reader.auth()) {
+                return answer;
+            }
+        }
+        Err(Error::AuthOldRevision.into())
+    }
+
+    /// A token for a name and a password.
+    pub async fn log_in(&self, name: &str, password: &str) -> Result<String, Error> {
+        self.gate.log_in(&self.proposer, name, password).await
     }
 
     /// Something local failed: this member stops.
@@ -127,7 +183,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
     let data_dir = DataDir::open(&config.data_dir, &config.name)?;
-    let replica = open(&config, &data_dir).await?;
+    let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
+    let replica = open(&config, &data_dir, tokens.clone()).await?;
     let introduction = introduction(&config);
     let (stop, stopping) = watch::channel(false);
 
@@ -136,7 +193,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let mut signals = Signals::new()?;
     let outcome = tokio::select! {
-        outcome = serve_clients(&config, &replica, introduction, clients, &mut signals) => outcome,
+        outcome = serve_clients(&config, &replica, tokens, introduction, clients, &mut signals) => outcome,
         reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
     };
     // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
@@ -155,6 +212,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 async fn serve_clients(
     config: &Config,
     replica: &Replica,
+    tokens: Arc<Tokens>,
     introduction: Introduction,
     listeners: Vec<TcpListener>,
     signals: &mut Signals,
@@ -173,6 +231,13 @@ async fn serve_clients(
         replica: replica.clone(),
         proposer: Proposer::new(replica.clone(), limits(config, timeout)),
         barrier: Barrier::new(replica.clone(), timeout),
+        gate: Gate::new(
+            replica.reader().clone(),
+            tokens,
+            replica.applied(),
+            config.bcrypt_cost,
+            timeout,
+        ),
     };
     let own = own_record(config, server.member_id());
     if server.reader().members().iter().all(|member| member.id != own.id) {
@@ -212,7 +277,7 @@ fn limits(config: &Config, timeout: Duration) -> Limits {
     }
 }
 
-async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
+async fn open(config: &Config, data_dir: &DataDir, tokens: Arc<Tokens>) -> anyhow::Result<Replica> {
     let identity = Identity::new(
         data_dir.member_id()?,
         data_dir.cluster_id()?,
@@ -232,6 +297,7 @@ async fn open(config: &Config, data_dir: &DataDir) -> anyhow::Result<Replica> {
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
         lease_sink: Arc::new(|_| {}),
+        token_sink: Arc::new(move |change| tokens.take(change)),
     };
     Replica::open(options)
         .await

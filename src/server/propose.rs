@@ -14,6 +14,7 @@ use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::auth::Caller;
 use crate::error::Error;
 use crate::pb::pontoon::command::{Command, Header, command::Op, reply::Response};
 use crate::raft::Reply;
@@ -73,10 +74,40 @@ impl Proposer {
         self.limits
     }
 
-    /// Proposes, and waits until the command is applied on the member that proposed it.
+    /// Proposes what no client asked for: the cluster's own doing, not subject to permissions.
     pub async fn propose(&self, op: Op) -> Result<Response, Error> {
+        self.propose_with(
+            op,
+            Header {
+                system: true,
+                ..self.header()
+            },
+        )
+        .await
+    }
+
+    /// Proposes what a client asks for, and waits until it is applied on the member that proposed it.
+    pub async fn propose_for(&self, caller: &Caller, op: Op) -> Result<Response, Error> {
+        let who = caller.who();
+        let header = Header {
+            user: who.user.to_string(),
+            auth_revision: who.revision,
+            ..self.header()
+        };
+        self.propose_with(op, header).await
+    }
+
+    fn header(&self) -> Header {
+        Header {
+            id: rand::random(),
+            max_txn_ops: self.limits.txn_ops,
+            ..Header::default()
+        }
+    }
+
+    async fn propose_with(&self, op: Op, header: Header) -> Result<Response, Error> {
         let _permit = self.in_flight.try_acquire().map_err(|_| Error::TooManyRequests)?;
-        let command = self.encode(op)?;
+        let command = self.encode(op, header)?;
         let deadline = Instant::now() + self.limits.timeout;
         loop {
             match tokio::time::timeout_at(deadline, self.propose_once(command.clone())).await {
@@ -94,13 +125,7 @@ impl Proposer {
         }
     }
 
-    fn encode(&self, op: Op) -> Result<Bytes, Error> {
-        let header = Header {
-            id: rand::random(),
-            system: true,
-            max_txn_ops: self.limits.txn_ops,
-            ..Header::default()
-        };
+    fn encode(&self, op: Op, header: Header) -> Result<Bytes, Error> {
         let command = Command {
             header: Some(header),
             op: Some(op),

@@ -5,6 +5,7 @@
 mod support;
 
 mod architecture;
+mod auth;
 mod bad_input;
 mod checkers;
 mod crash;
