@@ -100,6 +100,17 @@ const SETTINGS: &[Setting] = &[
         "new; or existing: never found a cluster, only join one",
     ),
     served(
+        "join",
+        "",
+        "Become a member of a running cluster: peer or client URLs of any of its members",
+    ),
+    served(
+        "strict-reconfig-check",
+        "true",
+        "Refuse membership changes that could cost the majority",
+    ),
+    served("max-learners", "1", "Most learners at once"),
+    served(
         "heartbeat-interval",
         "100ms",
         "How often a leader is heard of (a number is milliseconds)",
@@ -159,7 +170,6 @@ const SETTINGS: &[Setting] = &[
     none_yet("enable-grpc-gateway"),
     none_yet("cors"),
     none_yet("host-whitelist"),
-    none_yet("strict-reconfig-check"),
     none_yet("pre-vote"),
     none_yet("max-snapshots"),
     none_yet("max-wals"),
@@ -224,6 +234,12 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// `--initial-cluster-state existing`.
     pub initial_cluster_existing: bool,
+    /// `--join`.
+    pub join: Vec<String>,
+    /// `--strict-reconfig-check`.
+    pub strict_reconfig_check: bool,
+    /// `--max-learners`.
+    pub max_learners: usize,
     /// `--heartbeat-interval`.
     pub heartbeat_interval: Duration,
     /// `--election-timeout`.
@@ -341,6 +357,12 @@ impl Values {
             initial_cluster: self.initial_cluster(&name, &initial_advertise_peer_urls)?,
             initial_cluster_token: self.get("initial-cluster-token").to_string(),
             initial_cluster_existing: self.is_existing()?,
+            join: match self.get("join") {
+                "" => Vec::new(),
+                _ => self.urls("join")?,
+            },
+            strict_reconfig_check: self.boolean("strict-reconfig-check")?,
+            max_learners: usize::try_from(self.number("max-learners", 0)?)?,
             heartbeat_interval: self.duration("heartbeat-interval")?,
             election_timeout: self.duration("election-timeout")?,
             snapshot_count: self.number("snapshot-count", 0)?,
@@ -417,6 +439,14 @@ impl Values {
             "new" => Ok(false),
             "existing" => Ok(true),
             _ => bail!("{}: new or existing", self.said("initial-cluster-state")),
+        }
+    }
+
+    fn boolean(&self, name: &str) -> anyhow::Result<bool> {
+        match self.get(name) {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => bail!("{}: true or false", self.said(name)),
         }
     }
 

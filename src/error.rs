@@ -106,16 +106,32 @@ errors! {
     LeaseExists = FailedPrecondition "etcdserver: lease already exists",
     /// Longer than any clock should run.
     LeaseTtlTooLarge = OutOfRange "etcdserver: too large lease TTL",
+    /// Peer URLs that are none.
+    BadMemberUrls = InvalidArgument "etcdserver: given member URLs are invalid",
     /// No such lease.
     LeaseNotFound = NotFound "etcdserver: requested lease not found",
     /// No such member.
     MemberNotFound = NotFound "etcdserver: member not found",
+    /// A member has this id already.
+    MemberExists = FailedPrecondition "etcdserver: member ID already exist",
+    /// Another member has one of these peer URLs.
+    PeerUrlsExist = FailedPrecondition "etcdserver: Peer URLs already exists",
+    /// As many learners as `--max-learners` allows.
+    TooManyLearners = FailedPrecondition "etcdserver: too many learner members in cluster",
+    /// Only a learner can be promoted.
+    MemberNotLearner = FailedPrecondition "etcdserver: can only promote a learner member",
     /// The space quota is used up: compact and defragment, then disarm the alarm.
     NoSpace = ResourceExhausted "etcdserver: mvcc: database space exceeded",
 
     // Nothing is wrong with the request: try again, here or elsewhere.
     /// More requests under way than this member allows; certainly not executed.
     TooManyRequests = ResourceExhausted "etcdserver: too many requests",
+    /// The members that have started would be no majority; certainly not executed.
+    NotEnoughStarted = FailedPrecondition "etcdserver: re-configuration failed due to not enough started members",
+    /// The learner lags too far behind the leader to be promoted.
+    LearnerNotReady = FailedPrecondition "etcdserver: can only promote a learner member which is in sync with leader",
+    /// Too many voters are not heard of to change the membership; certainly not executed.
+    Unhealthy = Unavailable "etcdserver: unhealthy cluster",
     /// No leader is known; certainly not executed.
     NoLeader = Unavailable "etcdserver: no leader",
     /// The leader changed while the request was under way: its outcome is unknown.
@@ -128,6 +144,8 @@ errors! {
     TimeoutConnectionLost = Unavailable "etcdserver: request timed out, possibly due to connection lost",
     /// The state machine here did not catch up in time.
     TimeoutWaitAppliedIndex = Unavailable "etcdserver: request timed out, waiting for the applied index took too long",
+    /// The member chosen to lead did not take over in time.
+    TimeoutLeaderTransfer = Unavailable "etcdserver: request timed out, leader transfer took too long",
     /// This member is stopping: try another.
     Stopped = Unavailable "etcdserver: server stopped",
 
@@ -136,6 +154,8 @@ errors! {
     LearnerNotSupported = FailedPrecondition "etcdserver: rpc not supported for learner",
     /// Only the leader can do this.
     NotLeader = FailedPrecondition "etcdserver: not leader",
+    /// Leadership goes to voters only.
+    BadLeaderTransferee = FailedPrecondition "etcdserver: bad leader transferee",
     /// Corruption was found: nothing is served from it.
     Corrupt = DataLoss "etcdserver: corrupt cluster",
 }

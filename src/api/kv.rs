@@ -78,6 +78,9 @@ impl Service for Kv {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let who = credentials(&request);
         let request = request.into_inner();
+        if !request.serializable && self.server.replica().is_learner() {
+            return Err(status(Error::LearnerNotSupported));
+        }
         state::check_range(&request).map_err(status)?;
         if !request.serializable {
             self.server.barrier().pass().await.map_err(status)?;

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, header, unimplemented};
+use super::{ETCD_VERSION, header, status, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance as Service;
@@ -84,11 +84,14 @@ impl Service for Maintenance {
         Err(unimplemented("/etcdserverpb.Maintenance/Snapshot"))
     }
 
+    /// Asked of the leader only; etcd leaves out the header.
     async fn move_leader(
         &self,
-        _: Request<MoveLeaderRequest>,
+        request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        Err(unimplemented("/etcdserverpb.Maintenance/MoveLeader"))
+        let to = request.into_inner().target_id;
+        self.server.membership().move_leader(to).await.map_err(status)?;
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {

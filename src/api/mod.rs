@@ -5,6 +5,7 @@
 mod auth;
 mod cluster;
 mod kv;
+mod learner;
 mod limits;
 mod maintenance;
 
@@ -20,6 +21,7 @@ use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::Server;
 use crate::server::auth::Credentials;
 
+pub use learner::VotersOnly;
 pub use limits::LimitErrors;
 
 /// What etcd adds to `--max-request-bytes` for the envelope.

@@ -20,6 +20,8 @@ mod exit {
     pub const BAD_CONNECTION: u8 = 2;
     pub const INVALID_INPUT: u8 = 3;
     pub const UNHEALTHY: u8 = 5;
+    /// Ours: the member was removed from its cluster; to start it again is no use.
+    pub const REMOVED: u8 = 6;
     pub const BAD_ARGUMENTS: u8 = 128;
 }
 
@@ -74,7 +76,10 @@ async fn dispatch(matches: &ArgMatches) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pontoon: {error:#}");
-            ExitCode::from(exit::ERROR)
+            match error.is::<crate::server::Removed>() {
+                true => ExitCode::from(exit::REMOVED),
+                false => ExitCode::from(exit::ERROR),
+            }
         }
     }
 }

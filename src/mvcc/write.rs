@@ -126,6 +126,11 @@ impl Write<'_> {
         self.inner.records.get(key)
     }
 
+    /// The small records of a range.
+    pub fn records(&self, range: std::ops::Range<Bytes>) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.inner.records.range(range)
+    }
+
     /// Sets or removes a small record.
     pub fn set_record(&mut self, key: Bytes, value: Option<Bytes>) {
         match &value {

@@ -9,7 +9,7 @@
 //! kind, body = 0 blank, nothing | 1 command, an encoded pontoon.command.Command | 2 membership, as below
 //! vote       = term u64 | member u64 | committed u8
 //! log id     = term u64 | leader u64 | index u64
-//! membership = protobuf Membership: the voter sets (two while joint), then every member with its name and URL
+//! membership = protobuf Membership: the voter sets (two while joint), then every member with its name, URLs and role
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,18 +48,37 @@ impl fmt::Display for CommandBytes {
     }
 }
 
-/// A member as Raft knows it. What clients see of it (client URLs) is in the replicated state.
+/// A member as Raft knows it, unchanged from when it was added. What became of it since (its addresses now) is in the
+/// replicated state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// `--name`.
+    /// `--name`; empty if it was added before it started.
     pub name: String,
     /// Where peers reach it; names are resolved anew on each connect.
-    pub peer_url: String,
+    pub peer_urls: Vec<String>,
+    /// What it was added for.
+    pub role: Role,
+}
+
+/// What a node was added for (see [`super::membership`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// A voter from the beginning.
+    #[default]
+    Founder,
+    /// Added as a voter: gets its vote when it has caught up.
+    Added,
+    /// Added itself (`--join`): a learner, gets a vote when it has caught up.
+    Joining,
+    /// Takes the vote of this member, which lost its disk, when it has caught up.
+    Replacing(u64),
+    /// A learner until it is promoted by hand.
+    Learner,
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.name, self.peer_url)
+        write!(f, "{} at {}", self.name, self.peer_urls.join(","))
     }
 }
 
@@ -260,11 +279,7 @@ fn encode_membership(membership: &Membership<u64, Node>) -> Bytes {
             .collect(),
         nodes: membership
             .nodes()
-            .map(|(id, node)| peer::Node {
-                id: *id,
-                name: node.name.clone(),
-                peer_url: node.peer_url.clone(),
-            })
+            .map(|(id, node)| to_wire_node(*id, node))
             .collect(),
     }
     .encode_to_vec()
@@ -281,20 +296,43 @@ fn decode_membership(bytes: Bytes) -> io::Result<Membership<u64, Node>> {
     let nodes: BTreeMap<u64, Node> = wire
         .nodes
         .into_iter()
-        .map(|n| {
-            (
-                n.id,
-                Node {
-                    name: n.name,
-                    peer_url: n.peer_url,
-                },
-            )
-        })
+        .map(|node| (node.id, from_wire_node(node)))
         .collect();
     if configs.is_empty() && nodes.is_empty() {
         return Ok(Membership::default());
     }
     Membership::new(configs, nodes).map_err(io::Error::other)
+}
+
+fn to_wire_node(id: u64, node: &Node) -> peer::Node {
+    let (role, replaces) = match node.role {
+        Role::Founder => (peer::Role::Founder, 0),
+        Role::Added => (peer::Role::Added, 0),
+        Role::Joining => (peer::Role::Joining, 0),
+        Role::Replacing(old) => (peer::Role::Replacing, old),
+        Role::Learner => (peer::Role::Learner, 0),
+    };
+    peer::Node {
+        id,
+        name: node.name.clone(),
+        peer_urls: node.peer_urls.clone(),
+        role: role.into(),
+        replaces,
+    }
+}
+
+fn from_wire_node(node: peer::Node) -> Node {
+    Node {
+        role: match node.role() {
+            peer::Role::Founder => Role::Founder,
+            peer::Role::Added => Role::Added,
+            peer::Role::Joining => Role::Joining,
+            peer::Role::Replacing => Role::Replacing(node.replaces),
+            peer::Role::Learner => Role::Learner,
+        },
+        name: node.name,
+        peer_urls: node.peer_urls,
+    }
 }
 
 /// A log id for the wire.
@@ -349,17 +387,28 @@ mod tests {
     fn entries_are_read_back_as_they_were() {
         round_trip(EntryPayload::Blank);
         round_trip(EntryPayload::Normal(CommandBytes(Bytes::from_static(b"command"))));
-        let nodes = [1, 2, 3].map(|id| {
+        let roles = [
+            Role::Founder,
+            Role::Added,
+            Role::Joining,
+            Role::Replacing(9),
+            Role::Learner,
+        ];
+        let nodes = roles.into_iter().zip(1..).map(|(role, id)| {
+            let name = format!("n{id}");
+            let peer_urls = vec![format!("http://n{id}")];
             (
                 id,
                 Node {
-                    name: format!("n{id}"),
-                    peer_url: format!("http://n{id}"),
+                    name,
+                    peer_urls,
+                    role,
                 },
             )
         });
+        let nodes: BTreeMap<u64, Node> = nodes.collect();
         let joint = vec![BTreeSet::from([1, 2]), BTreeSet::from([1, 3])];
-        let membership = Membership::new(joint, BTreeMap::from(nodes)).expect("every voter has a node");
+        let membership = Membership::new(joint, nodes).expect("every voter has a node");
         round_trip(EntryPayload::Membership(membership.clone()));
         let stored = StoredMembership::new(Some(new_log_id(1, 1, 1)), membership);
         assert_eq!(

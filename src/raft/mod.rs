@@ -11,11 +11,13 @@
 //! * our own encodings on disk and wire ([`entry`]).
 //!
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`snapshot`] snapshot files ·
-//! [`network`] to peers · [`peer`] from peers · [`replica`] all of it, opened and running.
+//! [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time · [`replica`] all of it, opened
+//! and running.
 
 pub mod entry;
 pub mod identity;
 pub mod log_store;
+pub mod membership;
 pub mod network;
 pub mod peer;
 pub mod read_index;
@@ -29,7 +31,7 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 
-pub use entry::{CommandBytes, Entry, LogId, Node, StoredMembership, Vote};
+pub use entry::{CommandBytes, Entry, LogId, Node, Role, StoredMembership, Vote};
 
 use crate::error::Error;
 use crate::pb::pontoon::command::reply::Response;

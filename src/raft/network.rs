@@ -3,7 +3,8 @@
 //! Replication runs over one long-lived stream per follower with many requests under way; heartbeats, votes and
 //! read confirmations have a connection of their own so that they never queue behind entries, and snapshots a third.
 //! Connections are made lazily and kept; a name is resolved anew on each connect, so a peer that comes back at
-//! another address is found.
+//! another address is found. One that comes back at another URL is found by the newest word of it ([`Peers::moved`]):
+//! every call looks it up anew. If a peer has several URLs, one that can't be reached is left for the next.
 //!
 //! openraft bounds the time of unary calls; a stream has no lifetime, so [`give_up_when_idle`] ends one whose peer
 //! fell silent with requests under way. HTTP/2 pings find dead connections without requests.
@@ -64,8 +65,14 @@ pub struct Peers {
     identity: Arc<Identity>,
     timing: Timing,
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
-    /// Addresses published by members, which win over those in Raft's membership.
-    addresses: RwLock<BTreeMap<u64, String>>,
+    /// Where members are by the newest word of them, which wins over where they were added.
+    addresses: RwLock<BTreeMap<u64, Address>>,
+}
+
+/// Where one member is reached: one of its URLs is in use.
+struct Address {
+    urls: Vec<String>,
+    in_use: usize,
 }
 
 impl Peers {
@@ -79,47 +86,73 @@ impl Peers {
         }
     }
 
-    /// A member published where peers reach it.
-    pub fn set_address(&self, member_id: u64, url: String) {
-        self.addresses
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(member_id, url);
+    /// The newest word of where a member is.
+    pub fn moved(&self, member_id: u64, urls: &[String]) {
+        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
+        let known = addresses.get(&member_id);
+        if urls.is_empty() || known.is_some_and(|address| address.urls == urls) {
+            return;
+        }
+        let address = Address {
+            urls: urls.to_vec(),
+            in_use: 0,
+        };
+        if addresses.insert(member_id, address).is_some() {
+            tracing::info!(
+                member = format!("{member_id:x}"),
+                urls = urls.join(","),
+                "a member moved"
+            );
+        }
+        // Connections to where nobody is any more go.
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|(url, _), _| addresses.values().any(|address| address.urls.contains(url)));
+    }
+
+    /// Where the member `id` is reached, which Raft's membership places at `node`.
+    pub fn url(&self, id: u64, node: &Node) -> String {
+        let addresses = self.addresses.read().unwrap_or_else(PoisonError::into_inner);
+        let in_use = addresses.get(&id).and_then(|at| at.urls.get(at.in_use));
+        in_use.or(node.peer_urls.first()).cloned().unwrap_or_default()
     }
 
     /// A client for the member `id`, which Raft's membership places at `node`.
     pub fn client(&self, id: u64, node: &Node, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
-        let published = self
-            .addresses
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned();
-        self.client_at(published.as_deref().unwrap_or(&node.peer_url), purpose)
+        self.client_at(&self.url(id, node), purpose)
+    }
+
+    /// A member can't be reached where it is looked for: the next call looks at its next URL.
+    fn unreachable(&self, id: u64) {
+        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = addresses.get_mut(&id) {
+            address.in_use = (address.in_use + 1) % address.urls.len();
+        }
     }
 
     /// A client for whoever is at `url`.
     pub fn client_at(&self, url: &str, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+        let client = PeerClient::new(self.channel_at(url, purpose)?);
+        Ok(client
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE))
+    }
+
+    /// A connection to whoever is at `url`.
+    pub fn channel_at(&self, url: &str, purpose: Purpose) -> Result<Channel, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (url.to_string(), purpose);
         if let Some(channel) = channels.get(&key) {
-            return Ok(limits(PeerClient::new(channel.clone())));
+            return Ok(channel.clone());
         }
         let channel = connect(url)?;
         channels.insert(key, channel.clone());
-        Ok(limits(PeerClient::new(channel)))
+        Ok(channel)
     }
 
     /// How a request for `id` is addressed.
     pub fn target(&self, id: u64) -> peer::Target {
         self.identity.target(id)
     }
-}
-
-fn limits(client: PeerClient<Channel>) -> PeerClient<Channel> {
-    client
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE)
 }
 
 fn connect(url: &str) -> Result<Channel, Status> {
@@ -190,6 +223,14 @@ impl Link {
         self.peers.target(self.target)
     }
 
+    /// What openraft makes of a call that failed.
+    fn failed(&self, status: Status) -> RPCError<Types> {
+        if status.code() == Code::Unavailable {
+            self.peers.unreachable(self.target);
+        }
+        rpc_error(status)
+    }
+
     async fn request_vote(
         &self,
         request: VoteRequest<Types>,
@@ -203,12 +244,14 @@ impl Link {
             pre_vote,
             leadership_transfer: request.leadership_transfer,
         };
-        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let mut client = self
+            .client(Purpose::Control)
+            .map_err(|status| self.failed(status))?;
         let reply = within(option.hard_ttl(), client.vote(message))
             .await
-            .map_err(rpc_error)?;
+            .map_err(|status| self.failed(status))?;
         Ok(VoteResponse {
-            vote: wire_vote(reply.vote).map_err(rpc_error)?,
+            vote: wire_vote(reply.vote).map_err(|status| self.failed(status))?,
             vote_granted: reply.granted,
             last_log_id: reply.last.map(from_wire_log_id),
         })
@@ -220,11 +263,13 @@ impl Link {
         option: RPCOption,
     ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
         let message = append_request(request, Some(self.target()));
-        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let mut client = self
+            .client(Purpose::Control)
+            .map_err(|status| self.failed(status))?;
         let reply = within(option.hard_ttl(), client.heartbeat(message))
             .await
-            .map_err(rpc_error)?;
-        append_result(reply).map_err(rpc_error)
+            .map_err(|status| self.failed(status))?;
+        append_result(reply).map_err(|status| self.failed(status))
     }
 
     async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, Status> {
@@ -278,8 +323,10 @@ impl NetStreamAppend<Types> for Link {
                 append_request(request, target.take())
             });
             let idle = self.peers.timing.stream_idle();
-            let mut client = self.client(self.purpose).map_err(rpc_error)?;
-            let replies = within(idle, client.append(requests)).await.map_err(rpc_error)?;
+            let mut client = self.client(self.purpose).map_err(|status| self.failed(status))?;
+            let replies = within(idle, client.append(requests))
+                .await
+                .map_err(|status| self.failed(status))?;
             Ok(Box::pin(give_up_when_idle(replies, under_way, idle)) as BoxStream<'s, _>)
         })
     }
@@ -362,10 +409,12 @@ impl NetTransferLeader<Types> for Link {
             to: *request.to_node_id(),
             last: request.last_log_id().map(to_wire_log_id),
         };
-        let mut client = self.client(Purpose::Control).map_err(rpc_error)?;
+        let mut client = self
+            .client(Purpose::Control)
+            .map_err(|status| self.failed(status))?;
         let reply = within(option.hard_ttl(), client.transfer_leader(message))
             .await
-            .map_err(rpc_error)?;
+            .map_err(|status| self.failed(status))?;
         if !reply.refused.is_empty() {
             return Err(rpc_error(Status::failed_precondition(reply.refused)));
         }

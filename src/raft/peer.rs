@@ -1,7 +1,8 @@
 //! The incoming half of Raft: the peer gRPC service.
 //!
 //! Every request is checked to be meant for this member of this cluster before anything else is read from it; all
-//! but `Identify` and `Join`, by which members meet.
+//! but `Identify` and `Join`, by which members meet. Changes of the membership are handed to the one who keeps it
+//! (`server/members.rs`) through a queue.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use futures::{Stream, StreamExt};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
 };
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
@@ -31,26 +33,53 @@ pub struct Introduction {
     pub initial_cluster: String,
 }
 
+/// A change of the membership that somebody asks for, and whom to tell what became of it.
+pub enum Wish {
+    /// By a client of another member.
+    Change(
+        peer::change_members_request::Change,
+        oneshot::Sender<peer::ChangeMembersReply>,
+    ),
+    /// By a process that wants to be a member.
+    Join(peer::JoinRequest, oneshot::Sender<peer::JoinReply>),
+}
+
 /// Serves the other members.
 pub struct PeerService {
     replica: Replica,
     raft: Raft,
     identity: Arc<Identity>,
     introduction: Introduction,
+    wishes: mpsc::Sender<Wish>,
 }
 
 impl PeerService {
     /// The service, ready to be added to a gRPC server.
-    pub fn server(replica: Replica, introduction: Introduction) -> PeerServer<PeerService> {
+    pub fn server(
+        replica: Replica,
+        introduction: Introduction,
+        wishes: mpsc::Sender<Wish>,
+    ) -> PeerServer<PeerService> {
         let service = PeerService {
             raft: replica.raft().clone(),
             identity: replica.identity().clone(),
             replica,
             introduction,
+            wishes,
         };
         PeerServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// A member of this cluster asks: what it says of itself is news, unless it was removed.
+    fn meet(&self, request: &peer::IdentifyRequest) -> bool {
+        let reader = self.replica.reader();
+        let is_other = request.member_id != self.identity.member_id();
+        if is_other && reader.members().iter().any(|m| m.id == request.member_id) {
+            self.replica.peers().moved(request.member_id, &request.peer_urls);
+        }
+        reader.is_removed(request.member_id)
     }
 }
 
@@ -62,10 +91,13 @@ impl Peer for PeerService {
         &self,
         request: Request<peer::IdentifyRequest>,
     ) -> Result<Response<peer::IdentifyReply>, Status> {
-        if request.into_inner().token != self.introduction.token {
+        let request = request.into_inner();
+        let is_ours = request.cluster_id != 0 && request.cluster_id == self.identity.cluster_id();
+        if !is_ours && request.token != self.introduction.token {
             return Err(Status::failed_precondition("other --initial-cluster-token"));
         }
         Ok(Response::new(peer::IdentifyReply {
+            removed: is_ours && self.meet(&request),
             member_id: self.identity.member_id(),
             name: self.introduction.name.clone(),
             cluster_id: self.identity.cluster_id(),
@@ -85,6 +117,7 @@ impl Peer for PeerService {
             return Err(Status::invalid_argument("append stream without a request"));
         };
         self.identity.check(first.target)?;
+        self.replica.heard_from_leader();
         let first = append_request(first)?;
         // A request that can't be read ends the stream: the leader makes it anew.
         let rest = stream.scan((), |(), message| {
@@ -104,6 +137,7 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::AppendReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
+        self.replica.heard_from_leader();
         let request = append_request(request)?;
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry: &Entry| entry.log_id).or(prev);
@@ -225,7 +259,25 @@ impl Peer for PeerService {
         if request.token != self.introduction.token {
             return Err(Status::failed_precondition("other --initial-cluster-token"));
         }
-        Ok(Response::new(self.replica.admit(request).await))
+        let (answer, reply) = oneshot::channel();
+        let wish = Wish::Join(request, answer);
+        self.wishes.send(wish).await.map_err(stopped)?;
+        Ok(Response::new(reply.await.map_err(stopped)?))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<peer::ChangeMembersRequest>,
+    ) -> Result<Response<peer::ChangeMembersReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let change = request
+            .change
+            .ok_or_else(|| Status::invalid_argument("no change"))?;
+        let (answer, reply) = oneshot::channel();
+        let wish = Wish::Change(change, answer);
+        self.wishes.send(wish).await.map_err(stopped)?;
+        Ok(Response::new(reply.await.map_err(stopped)?))
     }
 }
 

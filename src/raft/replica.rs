@@ -8,18 +8,19 @@
 //! between what the log was purged to and where the log ends. Otherwise the state is rebuilt from the snapshot, and
 //! openraft applies the log from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::ChangeMembers;
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
+use tokio::time::Instant;
 
 use super::entry::{decode_log_id, from_wire_log_id};
 use super::identity::Identity;
@@ -30,7 +31,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{FreshEngine, LeaseSink, Mark, Shell, StateMachine, TokenSink};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
-use crate::pb::pontoon::command::{Command, RemoveMember, command::Op, reply};
+use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
 use crate::state::{self, Reader, State};
 use crate::storage::Engine;
@@ -222,11 +223,12 @@ struct Inner {
     snapshots: Arc<SnapshotStore>,
     reader: Reader,
     applied: watch::Receiver<u64>,
+    members: watch::Receiver<()>,
     rounds: Rounds,
     failure: Failure,
     timing: Timing,
-    /// One membership change at a time.
-    changing: Mutex<()>,
+    /// When a leader last called.
+    heard: std::sync::Mutex<Option<Instant>>,
     state_closed: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
@@ -239,6 +241,7 @@ impl Replica {
         let opened = open_state(&options, &wal, &snapshots)?;
         let reader = opened.state.reader();
         let (applied_tx, applied) = watch::channel(0);
+        let (members_tx, members) = watch::channel(());
         let (closed_tx, closed) = oneshot::channel();
         let shell = Shell {
             snapshots: snapshots.clone(),
@@ -246,6 +249,7 @@ impl Replica {
             options: state::Options::default(),
             lease_sink: options.lease_sink.clone(),
             applied: applied_tx,
+            members: members_tx,
             failure: failure.clone(),
             token_sink: options.token_sink.clone(),
             closed: closed_tx,
@@ -281,10 +285,11 @@ impl Replica {
             snapshots,
             reader,
             applied,
+            members,
             rounds,
             failure,
             timing: options.timing,
-            changing: Mutex::new(()),
+            heard: std::sync::Mutex::default(),
             state_closed: Mutex::new(Some(closed)),
         };
         Ok(Replica {
@@ -380,6 +385,28 @@ impl Replica {
         self.inner.rounds.read_index().await
     }
 
+    /// Hands a change of the membership to the leader.
+    pub async fn forward_change(
+        &self,
+        leader: u64,
+        node: &Node,
+        change: peer::change_members_request::Change,
+        limit: Duration,
+    ) -> Result<peer::ChangeMembersReply, ProposeError> {
+        let request = peer::ChangeMembersRequest {
+            target: Some(self.inner.peers.target(leader)),
+            change: Some(change),
+        };
+        let sent = async {
+            let mut client = self.inner.peers.client(leader, node, Purpose::Forward)?;
+            within(limit, client.change_members(request)).await
+        };
+        sent.await.map_err(|status| match never_sent(&status) {
+            true => ProposeError::NotProposed(status.to_string()),
+            false => ProposeError::Unknown(status.to_string()),
+        })
+    }
+
     /// Asks the leader for the same.
     pub async fn ask_read_index(
         &self,
@@ -402,6 +429,11 @@ impl Replica {
     /// The applied index, as it moves.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.inner.applied.clone()
+    }
+
+    /// Changes when the members' records may have: names, addresses, who is there.
+    pub fn members_changed(&self) -> watch::Receiver<()> {
+        self.inner.members.clone()
     }
 
     /// The vote that this member holds in memory.
@@ -442,6 +474,28 @@ impl Replica {
             .term
     }
 
+    /// A leader called.
+    pub fn heard_from_leader(&self) {
+        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether this member hears from its leader, or leads and hears from a majority. Raft still names a leader that
+    /// is long gone, or from before a restart.
+    pub fn is_in_touch(&self) -> bool {
+        let limit = self.inner.timing.election;
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let me = self.inner.identity.member_id();
+        let last = match metrics.current_leader == Some(me) {
+            true if metrics.membership_config.membership().voter_ids().eq([me]) => return true,
+            true => metrics.last_quorum_acked.map(|at| at.elapsed()),
+            false => {
+                let heard = self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                heard.map(|at| at.elapsed())
+            }
+        };
+        last.is_some_and(|ago| ago < limit)
+    }
+
     /// Waits until something about Raft changed: the leader, perhaps.
     pub async fn changed(&self) {
         let mut metrics = self.inner.raft.server_metrics();
@@ -466,14 +520,14 @@ impl Replica {
         }
     }
 
-    /// The members by id, and which of them vote.
-    pub fn membership(&self) -> (BTreeMap<u64, Node>, BTreeSet<u64>) {
-        let metrics = self.inner.raft.metrics().borrow_watched().clone();
-        let membership = metrics.membership_config.membership();
-        (
-            membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
-            membership.voter_ids().collect(),
-        )
+    /// Whether this member has no vote. Asked at every request, so nothing is copied.
+    pub fn is_learner(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let sets = metrics.membership_config.membership().get_joint_config();
+        !sets
+            .iter()
+            .any(|set| set.contains(&self.inner.identity.member_id()))
     }
 
     /// Founds a cluster of these members. Only on an empty log.
@@ -490,136 +544,45 @@ impl Replica {
         self.inner.raft.is_initialized().await.unwrap_or(false)
     }
 
-    /// A member with a blank disk asks to take the place of the member of its name.
-    pub async fn admit(&self, request: peer::JoinRequest) -> peer::JoinReply {
-        let replica = self.clone();
-        // In a task of its own: a newcomer that breaks the connection must not leave the change half done.
-        let admitted = tokio::spawn(async move { replica.try_admit(&request).await });
-        match admitted
-            .await
-            .unwrap_or_else(|_| Err("this member is stopping".to_string()))
-        {
-            Ok(()) => peer::JoinReply {
-                cluster_id: self.inner.identity.cluster_id(),
-                ..Default::default()
-            },
-            Err(refused) => {
-                let leader_url = self.leader().map(|(_, node)| node.peer_url).unwrap_or_default();
-                peer::JoinReply {
-                    refused,
-                    leader_url,
-                    ..Default::default()
-                }
-            }
-        }
-    }
-
-    async fn try_admit(&self, request: &peer::JoinRequest) -> Result<(), String> {
-        if !self.inner.raft.is_leader() {
-            return Err(ReadIndexError::NotLeader.to_string());
-        }
-        let _one_at_a_time = self.inner.changing.lock().await;
-        let (nodes, voters) = self.membership();
-        if voters.contains(&request.member_id) {
-            return Ok(());
-        }
-        let old = nodes
-            .iter()
-            .find(|(id, node)| node.name == request.name && **id != request.member_id);
-        if old.is_none() && !nodes.contains_key(&request.member_id) {
-            return Err(format!("the cluster has no member named {:?}", request.name));
-        }
-        self.check_newcomer(request).await?;
-        let node = Node {
-            name: request.name.clone(),
-            peer_url: request.peer_url.clone(),
-        };
-        self.replace(old.map(|(id, _)| *id), request.member_id, node)
-            .await
-    }
-
-    /// Nobody is put out of the cluster by somebody who merely claims its name: the newcomer itself must answer at
-    /// the address where the member is expected.
-    async fn check_newcomer(&self, request: &peer::JoinRequest) -> Result<(), String> {
-        let ask = peer::IdentifyRequest {
-            token: request.token.clone(),
-            name: String::new(),
-        };
-        let mut client = self
-            .inner
-            .peers
-            .client_at(&request.peer_url, Purpose::Control)
-            .map_err(|status| status.message().to_string())?;
-        let reply = within(TRANSFER_LIMIT, client.identify(ask))
-            .await
-            .map_err(|status| status.to_string())?;
-        match reply.member_id == request.member_id {
-            true => Ok(()),
-            false => Err(format!(
-                "at {} answers member {:x}",
-                request.peer_url, reply.member_id
-            )),
-        }
-    }
-
-    /// A learner first; once it has caught up it takes the old member's vote, in one joint change.
-    async fn replace(&self, old: Option<u64>, new: u64, node: Node) -> Result<(), String> {
-        tracing::info!(member = %node, id = format!("{new:x}"), "adding a member that starts with a blank disk");
-        let raft = &self.inner.raft;
-        raft.add_learner(new, node, true)
-            .await
-            .map_err(|error| error.to_string())?;
-        let (_, mut voters) = self.membership();
-        if let Some(old) = old {
-            voters.remove(&old);
-        }
-        voters.insert(new);
-        let voters = ChangeMembers::ReplaceAllVoters(voters);
-        raft.change_membership(voters, false)
-            .await
-            .map_err(|error| error.to_string())?;
-        if let Some(old) = old {
-            let op = Op::RemoveMember(RemoveMember { id: old });
-            let command = Command {
-                header: None,
-                op: Some(op),
-            }
-            .encode_to_vec();
-            self.propose(command.into())
-                .await
-                .map_err(|error| format!("{error:?}"))?;
-        }
-        Ok(())
-    }
-
     /// Hands leadership over, if this member leads and somebody can take it.
     pub async fn hand_over(&self) {
-        let raft = &self.inner.raft;
-        let metrics = raft.metrics().borrow_watched().clone();
-        let me = self.inner.identity.member_id();
-        let Some(replication) = metrics.replication.filter(|_| metrics.current_leader == Some(me)) else {
-            return;
-        };
-        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
-        let best = replication
-            .iter()
-            .filter(|(id, _)| **id != me && voters.contains(id))
-            .max_by_key(|(_, at)| **at);
-        let Some((successor, _)) = best else { return };
-        tracing::info!(to = format!("{successor:x}"), "handing leadership over");
-        if raft.trigger().transfer_leader(*successor).await.is_err() {
+        if !self.leads() {
             return;
         }
+        let me = self.inner.identity.member_id();
+        let standing = self.standing();
+        let others = standing
+            .matched
+            .iter()
+            .filter(|(id, _)| **id != me && standing.voters.contains(id));
+        let Some((successor, _)) = others.max_by_key(|(_, matched)| **matched) else {
+            return;
+        };
+        tracing::info!(to = format!("{successor:x}"), "handing leadership over");
+        if !self.transfer_leader(*successor, TRANSFER_LIMIT).await {
+            tracing::warn!("nobody took over in time");
+        }
+    }
+
+    /// Asks a member to lead from now on; whether it, or at least another one, does within `limit`.
+    pub async fn transfer_leader(&self, to: u64, limit: Duration) -> bool {
+        let raft = &self.inner.raft;
+        let me = self.inner.identity.member_id();
+        if raft.trigger().transfer_leader(to).await.is_err() {
+            return false;
+        }
         let followed = raft
-            .wait(Some(TRANSFER_LIMIT))
+            .wait(Some(limit))
             .metrics(
-                |metrics| metrics.current_leader.is_some_and(|leader| leader != me),
+                |metrics| match metrics.current_leader {
+                    Some(leader) => leader != me,
+                    // One that is no member any more does not hear who leads after it.
+                    None => metrics.membership_config.membership().get_node(&me).is_none(),
+                },
                 "another member leads",
             )
             .await;
-        if followed.is_err() {
-            tracing::warn!("nobody took over in time");
-        }
+        followed.is_ok()
     }
 
     /// Stops Raft, saves the applied state and closes the log. Whether everything is on disk.

@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
-use crate::pb::pontoon::command::Command;
+use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
+use crate::pb::pontoon::command::{Command, Done};
 use crate::raft::replica::Failure;
 use crate::state::{LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State, TokenChange};
 use crate::storage::Engine;
@@ -94,6 +95,8 @@ pub struct Shell {
     pub applied: watch::Sender<u64>,
     /// Told of tokens as they are applied, before anybody is answered.
     pub token_sink: TokenSink,
+    /// Announces that the members' records may have changed.
+    pub members: watch::Sender<()>,
     /// Reports what must stop this member.
     pub failure: Failure,
     /// Dropped when the state machine is gone and all of it is saved.
@@ -108,6 +111,8 @@ pub struct StateMachine {
     mark: Mark,
     /// Applied, and not yet told.
     leases: LeaseChanges,
+    /// Whether members' records changed since the last seal.
+    members_changed: bool,
     // Dropped in this order: the saver saves the rest, the engine is flushed, then `shell.closed` tells.
     saving: Saving,
     engine: Flushed,
@@ -138,6 +143,7 @@ impl StateMachine {
             state,
             mark,
             leases: LeaseChanges::new(),
+            members_changed: false,
             saving,
             engine: Flushed(engine),
             engine_dir,
@@ -152,6 +158,10 @@ impl StateMachine {
 
     fn apply_command(&mut self, log_id: LogId, command: &CommandBytes) -> io::Result<Reply> {
         let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
+        self.members_changed |= matches!(
+            command.op,
+            Some(Op::SetMember(_) | Op::UpdateMember(_) | Op::ClaimMember(_))
+        );
         let place = Place {
             term: log_id.leader_id.term,
             index: log_id.index,
@@ -164,12 +174,23 @@ impl StateMachine {
         Ok(Reply(outcome.response))
     }
 
+    fn apply_membership(&mut self, membership: StoredMembership) -> Reply {
+        self.state
+            .set_membership(&super::membership::seats(membership.membership()));
+        self.mark.membership = membership;
+        self.members_changed = true;
+        Reply(Ok(Response::Done(Done {})))
+    }
+
     /// Makes what was applied visible, then tells those who wait for it.
     fn publish(&mut self, answers: &mut Vec<(openraft::storage::ApplyResponder<Types>, Reply)>) {
         self.state.seal(self.mark.encode());
         if !self.leases.is_empty() {
             (self.shell.lease_sink)(&self.leases);
             self.leases.clear();
+        }
+        if std::mem::take(&mut self.members_changed) {
+            self.shell.members.send_replace(());
         }
         self.shell
             .applied
@@ -203,11 +224,10 @@ impl RaftStateMachine<Types> for StateMachine {
         let mut unsealed = 0;
         while let Some((entry, responder)) = entries.try_next().await? {
             let reply = match &entry.payload {
-                EntryPayload::Blank => Reply(Ok(Response::Done(Default::default()))),
+                EntryPayload::Blank => Reply(Ok(Response::Done(Done {}))),
                 EntryPayload::Normal(command) => self.apply_command(entry.log_id, command)?,
                 EntryPayload::Membership(membership) => {
-                    self.mark.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                    Reply(Ok(Response::Done(Default::default())))
+                    self.apply_membership(StoredMembership::new(Some(entry.log_id), membership.clone()))
                 }
             };
             self.mark.applied = Some(entry.log_id);
@@ -250,6 +270,7 @@ impl RaftStateMachine<Types> for StateMachine {
         // Not needed any more; if it can't be deleted now, the next start does.
         let _ = std::fs::remove_dir_all(old);
         self.mark = mark;
+        self.members_changed = true;
         self.publish(&mut Vec::new());
         Ok(())
     }

@@ -35,6 +35,7 @@ fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
         applied: watch::channel(0).0,
         lease_sink: Arc::new(|_| {}),
         token_sink: Arc::new(|_| {}),
+        members: watch::channel(()).0,
         failure: Failure::default(),
         closed: oneshot::channel().0,
     };

@@ -1,7 +1,12 @@
 //! How a blank member finds its cluster. The data directory decides: one that belongs to a cluster skips all this,
 //! so every member is started by the same command, always.
 //!
-//! Blank members meet by asking each address in `--initial-cluster` who answers there.
+//! **Into a cluster that is there** ([`enter`]; `--initial-cluster-state existing`, or `--join`): before Raft is opened
+//! the process asks for a place, at the addresses that it was given. It gets the id that it lives under, and has that
+//! and the cluster's on disk before it does anything else. What it may get: the place that MemberAdd made at its URL;
+//! the place of the member of its name, whose disk was lost; with `--join` a new one (see `server/members.rs`).
+//!
+//! **Into a new one** ([`belong`]). Blank members meet by asking each address in `--initial-cluster` who answers there.
 //!
 //! * **Somebody belongs to a cluster already:** this disk was wiped, or replaced. The member asks the leader to let its
 //!   new id take the place of the old one of its name. It never votes under the old id, whose votes it has forgotten.
@@ -9,26 +14,33 @@
 //!   Raft with all of them as voters. It does so only when it has met *every* member, all blank and with the same
 //!   `--initial-cluster` and token: with one missing it could not know that there is no cluster with data. From then
 //!   on any majority carries on alone. The others are contacted by the founder and adopt the cluster's id from that.
+//!
+//! Either way it serves clients only once it has its vote, or is a learner that is to stay one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use tokio::time::Instant;
 
-use super::data_dir::random_id;
+use super::data_dir::{DataDir, random_id};
+use crate::pb::etcdserverpb::MemberListRequest;
+use crate::pb::etcdserverpb::cluster_client::ClusterClient;
 use crate::pb::pontoon::peer;
-use crate::raft::Node;
-use crate::raft::network::{Purpose, within};
+use crate::raft::identity::Identity;
+use crate::raft::network::{Peers, Purpose, within};
 use crate::raft::peer::Introduction;
 use crate::raft::replica::Replica;
+use crate::raft::{Node, Role, Timing};
 
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(100);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(2);
-/// How long joining may take: the whole state is sent to this member.
-const JOIN: Duration = Duration::from_secs(3600);
+/// Between two rounds of asking for a place, and how long the answer may take: a leader may have to be elected.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+const JOIN: Duration = Duration::from_secs(15);
 /// What is missing is said this often.
 const COMPLAIN: Duration = Duration::from_secs(5);
 
@@ -38,34 +50,139 @@ pub struct Meeting {
     pub introduction: Introduction,
     /// Name and peer URLs of each member, this one included.
     pub members: BTreeMap<String, Vec<String>>,
+    /// Where the others reach this member.
+    pub peer_urls: Vec<String>,
     /// `--initial-cluster-state existing`: never found a cluster.
     pub existing_only: bool,
+    /// `--join`: peer or client URLs of members.
+    pub join: Vec<String>,
+}
+
+impl Meeting {
+    /// Peer URLs of others that this member was started with.
+    pub fn hints(&self) -> Vec<String> {
+        let others = self
+            .members
+            .iter()
+            .filter(|(name, _)| **name != self.introduction.name);
+        let others = others.flat_map(|(_, urls)| urls.clone());
+        others.chain(self.join.clone()).collect()
+    }
+}
+
+/// Says now and then what stands in the way.
+struct Complaints {
+    next: Instant,
+}
+
+impl Complaints {
+    fn new() -> Self {
+        Complaints {
+            next: Instant::now() + COMPLAIN,
+        }
+    }
+
+    fn hear(&mut self, problem: &str) {
+        if Instant::now() > self.next {
+            tracing::warn!(%problem, "not yet in a cluster");
+            self.next = Instant::now() + COMPLAIN;
+        }
+    }
+}
+
+/// Gets a place in a cluster that is there, before Raft is opened. A directory that belongs to one has it already.
+pub async fn enter(data_dir: &DataDir, meeting: &Meeting, timing: Timing) -> anyhow::Result<()> {
+    let wants = meeting.existing_only || !meeting.join.is_empty();
+    if data_dir.cluster_id()? != 0 || !wants {
+        return Ok(());
+    }
+    let nobody = Identity::new(data_dir.member_id()?, 0, Box::new(|_| Ok(())));
+    let peers = Peers::new(Arc::new(nobody), timing);
+    let request = join_request(meeting, data_dir.member_id()?, false);
+    let mut complaints = Complaints::new();
+    loop {
+        match ask_for_place(&peers, meeting, &request).await {
+            Ok(place) => {
+                tracing::info!(
+                    id = format!("{:x}", place.member_id),
+                    cluster_id = format!("{:x}", place.cluster_id),
+                    "has a place in the cluster"
+                );
+                return data_dir.settle(place.member_id, place.cluster_id);
+            }
+            Err(problem) => complaints.hear(&problem),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+fn join_request(meeting: &Meeting, member_id: u64, opened: bool) -> peer::JoinRequest {
+    peer::JoinRequest {
+        token: meeting.introduction.token.clone(),
+        member_id,
+        name: meeting.introduction.name.clone(),
+        peer_urls: meeting.peer_urls.clone(),
+        add: !meeting.join.is_empty(),
+        opened,
+    }
+}
+
+async fn ask_for_place(
+    peers: &Peers,
+    meeting: &Meeting,
+    request: &peer::JoinRequest,
+) -> Result<peer::JoinReply, String> {
+    let mut problem = "no address of a member was given".to_string();
+    for url in meeting.hints() {
+        match join(peers, &url, request).await {
+            Ok(place) => return Ok(place),
+            Err(why) => problem = why,
+        }
+        // Perhaps clients are served there: members say in their list where peers are.
+        for url in peer_urls_at(peers, &url).await {
+            match join(peers, &url, request).await {
+                Ok(place) => return Ok(place),
+                Err(why) => problem = why,
+            }
+        }
+    }
+    Err(problem)
+}
+
+async fn peer_urls_at(peers: &Peers, client_url: &str) -> Vec<String> {
+    let Ok(channel) = peers.channel_at(client_url, Purpose::Control) else {
+        return Vec::new();
+    };
+    let list = MemberListRequest { linearizable: false };
+    let mut client = ClusterClient::new(channel);
+    let list = within(ANSWER, client.member_list(list)).await;
+    let members = list.map(|list| list.members).unwrap_or_default();
+    members.into_iter().flat_map(|member| member.peer_ur_ls).collect()
 }
 
 /// Returns when this member belongs to a cluster.
 pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> {
-    let mut next_complaint = Instant::now() + COMPLAIN;
-    while !belongs(replica, &meeting.introduction.name) {
-        let met = meet(replica, meeting).await?;
-        let problem = act(replica, meeting, &met).await.err();
-        if let Some(problem) = problem.filter(|_| Instant::now() > next_complaint) {
-            tracing::warn!(%problem, "not yet in a cluster");
-            next_complaint = Instant::now() + COMPLAIN;
+    let mut complaints = Complaints::new();
+    while !belongs(replica) {
+        if replica.identity().cluster_id() != 0 && (meeting.existing_only || replica.is_initialized().await) {
+            complaints.hear("waiting for the cluster's leader");
+        } else {
+            let met = meet(replica, meeting).await?;
+            if let Err(problem) = act(replica, meeting, &met).await {
+                complaints.hear(&problem);
+            }
         }
         tokio::time::sleep(ROUND).await;
     }
     Ok(())
 }
 
-/// Whether Raft has this member in a membership, and nobody else votes in its place: a member that was stopped while
-/// it joined is a learner still, beside the one that it is to replace.
-fn belongs(replica: &Replica, name: &str) -> bool {
+/// Whether Raft has this member in a membership, and with the vote that it is to have.
+fn belongs(replica: &Replica) -> bool {
     let me = replica.identity().member_id();
-    let (nodes, voters) = replica.membership();
-    let replaced = nodes
-        .iter()
-        .any(|(id, node)| *id != me && node.name == name && voters.contains(id));
-    nodes.contains_key(&me) && (voters.contains(&me) || !replaced)
+    let standing = replica.standing();
+    let is_learner = |node: &Node| node.role == Role::Learner;
+    standing.voters.contains(&me) || standing.nodes.get(&me).is_some_and(is_learner)
 }
 
 /// Who answered, by name; for each, the URL that it answered at.
@@ -100,6 +217,7 @@ async fn identify(
     let request = peer::IdentifyRequest {
         token: meeting.introduction.token.clone(),
         name: meeting.introduction.name.clone(),
+        ..Default::default()
     };
     let mut client = replica.peers().client_at(url, Purpose::Control)?;
     within(ANSWER, client.identify(request)).await
@@ -112,18 +230,16 @@ async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), Stri
     let settled = met
         .iter()
         .find(|(name, (_, reply))| *name != &me.name && reply.cluster_id != 0);
-    match settled {
-        Some((_, (url, _))) if blank || replica.status().is_member => {
-            return join(replica, meeting, url).await;
-        }
-        // A founder that was stopped before it had founded goes on with that.
-        _ if !blank && replica.is_initialized().await => {
+    if let Some((_, (url, _))) = settled {
+        if !blank {
             return Err("waiting for the cluster's leader".to_string());
         }
-        _ => {}
-    }
-    if meeting.existing_only {
-        return Err("--initial-cluster-state is existing, but no member of a cluster answers".to_string());
+        let request = join_request(meeting, replica.identity().member_id(), true);
+        let place = join(replica.peers(), url, &request).await?;
+        return replica
+            .identity()
+            .adopt(place.cluster_id)
+            .map_err(|error| error.to_string());
     }
     let missing: Vec<&str> = meeting
         .members
@@ -159,7 +275,8 @@ async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
                 reply.member_id,
                 Node {
                     name: name.clone(),
-                    peer_url: url.clone(),
+                    peer_urls: vec![url.clone()],
+                    role: Role::Founder,
                 },
             )
         })
@@ -183,38 +300,24 @@ async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
     replica.found(members).await
 }
 
-async fn join(replica: &Replica, meeting: &Meeting, url: &str) -> Result<(), String> {
-    let me = &meeting.introduction;
+/// Asks the member at `url` for a place, and the leader, if it names one.
+async fn join(peers: &Peers, url: &str, request: &peer::JoinRequest) -> Result<peer::JoinReply, String> {
     let mut url = url.to_string();
-    let own_url = meeting
-        .members
-        .get(&me.name)
-        .and_then(|urls| urls.first())
-        .cloned()
-        .unwrap_or_default();
-    // The one asked may send us on to the leader, once.
     for _ in 0..2 {
-        let request = peer::JoinRequest {
-            token: me.token.clone(),
-            member_id: replica.identity().member_id(),
-            name: me.name.clone(),
-            peer_url: own_url.clone(),
-        };
-        let mut client = replica
-            .peers()
-            .client_at(&url, Purpose::Snapshot)
-            .map_err(|status| status.to_string())?;
-        tracing::debug!(%url, "asking to join");
-        let reply = within(JOIN, client.join(request))
+        let mut client = peers
+            .client_at(&url, Purpose::Control)
+            .map_err(|status| status.message().to_string())?;
+        tracing::debug!(%url, "asking for a place");
+        let reply = within(JOIN, client.join(request.clone()))
             .await
-            .map_err(|status| status.to_string())?;
+            .map_err(|status| format!("{url}: {}", status.message()))?;
         if reply.refused.is_empty() {
-            return Ok(());
+            return Ok(reply);
         }
         if reply.leader_url.is_empty() || reply.leader_url == url {
             return Err(reply.refused);
         }
         url = reply.leader_url;
     }
-    Err("the cluster's leader changed while asking to join".to_string())
+    Err("the cluster's leader changed while asking for a place".to_string())
 }

@@ -1,7 +1,7 @@
 //! The data directory: who lives in it, in which format, and how it was left.
 //!
 //! ```text
-//! member.toml   format, member id, name, cluster id (0 until it belongs to one)
+//! member.toml   format, member id, name, cluster id (0 until it belongs to one), whether it was removed from it
 //! lock          locked while a process uses the directory
 //! running       present while the member runs, or after it stopped without closing; holds the machine's boot id
 //! wal/          the log          snapshots/   snapshot files          state/<n>/   the applied state
@@ -30,6 +30,9 @@ struct MemberFile {
     member_id: String,
     cluster_id: String,
     name: String,
+    /// The cluster removed this member: it must not run again.
+    #[serde(default)]
+    removed: bool,
 }
 
 /// An opened and locked data directory.
@@ -96,6 +99,36 @@ impl DataDir {
         }
     }
 
+    /// This member lives under `member_id` in the cluster from now on. Only while it belongs to none: what a Raft that
+    /// ran under another id has left is empty, and goes.
+    pub fn settle(&self, member_id: u64, cluster_id: u64) -> anyhow::Result<()> {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        let new_id = format!("{member_id:x}");
+        let mut settle = || {
+            if member.member_id != new_id {
+                for dir in ["wal", "snapshots", "state"] {
+                    remove_dir(&self.path.join(dir))?;
+                }
+            }
+            member.member_id = new_id.clone();
+            member.cluster_id = format!("{cluster_id:x}");
+            write(&self.path, &member)
+        };
+        settle().with_context(|| format!("cannot write to --data-dir {}", self.path.display()))
+    }
+
+    /// Whether the cluster removed this member.
+    pub fn is_removed(&self) -> bool {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).removed
+    }
+
+    /// The cluster removed this member.
+    pub fn mark_removed(&self) -> io::Result<()> {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        member.removed = true;
+        write(&self.path, &member)
+    }
+
     /// Whether the applied state may be continued from.
     pub fn trust_state(&self) -> bool {
         self.trust_state
@@ -149,6 +182,7 @@ fn create(path: &Path, name: &str) -> anyhow::Result<MemberFile> {
         member_id: format!("{:x}", random_id()),
         cluster_id: "0".to_string(),
         name: name.to_string(),
+        removed: false,
     };
     write(path, &member).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
     Ok(member)
@@ -194,6 +228,13 @@ fn write(path: &Path, member: &MemberFile) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, path.join("member.toml"))?;
     sync_dir(path)
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn left_trustworthy(path: &Path) -> bool {
@@ -248,6 +289,27 @@ mod tests {
             ),
             (id, 77)
         );
+    }
+
+    #[test]
+    fn a_member_settles_under_the_id_of_its_place_and_stays_removed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = DataDir::open(dir.path(), "n1").expect("made");
+        std::fs::create_dir(dir.path().join("wal")).expect("made");
+        first.settle(5, 77).expect("settled");
+        assert!(!dir.path().join("wal").exists());
+        assert!(!first.is_removed());
+        first.mark_removed().expect("written");
+        drop(first);
+        let again = DataDir::open(dir.path(), "n1").expect("opened");
+        assert_eq!(
+            (
+                again.member_id().expect("an id"),
+                again.cluster_id().expect("an id")
+            ),
+            (5, 77)
+        );
+        assert!(again.is_removed());
     }
 
     #[test]

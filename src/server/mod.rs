@@ -5,11 +5,13 @@
 pub mod auth;
 pub mod bootstrap;
 pub mod data_dir;
+pub mod members;
 pub mod propose;
 pub mod read;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +24,14 @@ use tokio_stream::wrappers::TcpListenerStream;
 use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
+use self::members::{Members, Rules, Whereabouts};
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
 use crate::api;
 use crate::config::Config;
 use crate::error::Error;
 use crate::pb::etcdserverpb::Member;
-use crate::pb::pontoon::command::{SetMember, command::Op, reply::Response};
+use crate::pb::pontoon::command::{MemberRecord, SetMember, command::Op, reply::Response};
 use crate::raft::Timing;
 use crate::raft::identity::Identity;
 use crate::raft::peer::{Introduction, PeerService};
@@ -53,6 +56,7 @@ pub struct Server {
     proposer: Proposer,
     barrier: Barrier,
     gate: Gate,
+    members: Members,
 }
 
 impl Server {
@@ -69,6 +73,11 @@ impl Server {
     /// What a linearizable read waits for.
     pub fn barrier(&self) -> &Barrier {
         &self.barrier
+    }
+
+    /// Changes of the membership.
+    pub fn membership(&self) -> &Members {
+        &self.members
     }
 
     /// The limits in force.
@@ -153,28 +162,62 @@ impl Server {
 
     /// The members, as clients see them, by id.
     pub fn members(&self) -> Vec<Member> {
-        let published: BTreeMap<u64, SetMember> = self
-            .reader()
-            .members()
-            .into_iter()
-            .map(|member| (member.id, member))
-            .collect();
-        let (nodes, voters) = self.replica.membership();
-        let member = |(id, node): (u64, crate::raft::Node)| {
-            let published = published.get(&id).cloned();
-            let peer_urls = published.as_ref().map(|member| member.peer_urls.clone());
-            Member {
-                id,
-                name: published
-                    .as_ref()
-                    .map(|member| member.name.clone())
-                    .unwrap_or_default(),
-                peer_ur_ls: peer_urls.unwrap_or_else(|| vec![node.peer_url]),
-                client_ur_ls: published.map(|member| member.client_urls).unwrap_or_default(),
-                is_learner: !voters.contains(&id),
-            }
+        let member = |record: MemberRecord| Member {
+            id: record.id,
+            name: record.name,
+            peer_ur_ls: record.peer_urls,
+            client_ur_ls: record.client_urls,
+            is_learner: record.is_learner,
         };
-        nodes.into_iter().map(member).collect()
+        self.reader().members().into_iter().map(member).collect()
+    }
+}
+
+/// The cluster removed this member.
+#[derive(Debug)]
+pub struct Removed {
+    name: String,
+    id: u64,
+    data_dir: PathBuf,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "member {:?} ({:x}) was removed from its cluster and can't come back under this id: to make it a member \
+             again remove --data-dir {} and add it anew",
+            self.name,
+            self.id,
+            self.data_dir.display()
+        )
+    }
+}
+
+impl std::error::Error for Removed {}
+
+/// Why a member ends, when all is well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was told to stop.
+    Told,
+    /// The cluster removed it.
+    Removed,
+}
+
+/// What ends a member: a signal, or its removal.
+struct Ending {
+    signals: Signals,
+    removed: watch::Receiver<bool>,
+}
+
+impl Ending {
+    async fn comes(&mut self) -> End {
+        tokio::select! {
+            () = self.signals.stop() => End::Told,
+            // The task that tells runs as long as the process.
+            _ = self.removed.wait_for(|removed| *removed) => End::Removed,
+        }
     }
 }
 
@@ -183,54 +226,31 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
     let data_dir = DataDir::open(&config.data_dir, &config.name)?;
-    let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
-    let replica = open(&config, &data_dir, tokens.clone()).await?;
-    let introduction = introduction(&config);
-    let (stop, stopping) = watch::channel(false);
-
-    let peer_service = PeerService::server(replica.clone(), introduction.clone());
-    let peer_tasks = serve(peers, tonic::service::Routes::new(peer_service), &stopping);
-
+    let removed = Removed {
+        name: config.name.clone(),
+        id: data_dir.member_id()?,
+        data_dir: config.data_dir.clone(),
+    };
+    if data_dir.is_removed() {
+        return Err(removed.into());
+    }
     let mut signals = Signals::new()?;
-    let outcome = tokio::select! {
-        outcome = serve_clients(&config, &replica, tokens, introduction, clients, &mut signals) => outcome,
-        reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
-    };
-    // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
-    outcome?;
-    stop.send_replace(true);
-    replica.close().await.context("cannot close the log")?;
-    drop(peer_tasks);
-    data_dir
-        .mark_clean()
-        .context("cannot mark --data-dir as closed")?;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-/// From belonging to a cluster to having left it.
-async fn serve_clients(
-    config: &Config,
-    replica: &Replica,
-    tokens: Arc<Tokens>,
-    introduction: Introduction,
-    listeners: Vec<TcpListener>,
-    signals: &mut Signals,
-) -> anyhow::Result<()> {
-    let meeting = Meeting {
-        introduction,
-        members: config.initial_cluster.clone(),
-        existing_only: config.initial_cluster_existing,
-    };
+    let meeting = meeting(&config);
     tokio::select! {
-        belongs = bootstrap::belong(replica, &meeting) => belongs?,
+        entered = bootstrap::enter(&data_dir, &meeting, timing(&config)) => entered?,
         () = signals.stop() => return Ok(()),
     }
+    let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
+    let replica = open(&config, &data_dir, tokens.clone()).await?;
+    let (stop, stopping) = watch::channel(false);
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
+    let barrier = Barrier::new(replica.clone(), timeout);
+    let (wishes, queue) = Members::queue();
+    Members::start(replica.clone(), barrier.clone(), rules(&config, timeout), queue);
     let server = Server {
         replica: replica.clone(),
-        proposer: Proposer::new(replica.clone(), limits(config, timeout)),
-        barrier: Barrier::new(replica.clone(), timeout),
+        proposer: Proposer::new(replica.clone(), limits(&config, timeout)),
+        barrier,
         gate: Gate::new(
             replica.reader().clone(),
             tokens,
@@ -238,13 +258,85 @@ async fn serve_clients(
             config.bcrypt_cost,
             timeout,
         ),
+        members: Members::new(replica.clone(), wishes.clone(), timeout),
     };
+
+    let peer_service = PeerService::server(replica.clone(), meeting.introduction.clone(), wishes);
+    let voters_only = api::VotersOnly::new(replica.clone());
+    let peer_tasks = serve(
+        peers,
+        tonic::service::Routes::new(peer_service),
+        &voters_only,
+        &stopping,
+    );
+
+    let ending = Ending {
+        signals,
+        removed: follow(replica.clone(), &meeting),
+    };
+    let outcome = tokio::select! {
+        outcome = serve_clients(&config, server, meeting, clients, ending) => outcome,
+        reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
+    };
+    // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
+    let end = outcome?;
+    stop.send_replace(true);
+    replica.close().await.context("cannot close the log")?;
+    drop(peer_tasks);
+    if end == End::Removed {
+        data_dir
+            .mark_removed()
+            .context("cannot mark --data-dir as removed")?;
+    }
+    data_dir
+        .mark_clean()
+        .context("cannot mark --data-dir as closed")?;
+    tracing::info!("stopped");
+    match end {
+        End::Told => Ok(()),
+        End::Removed => Err(Removed {
+            id: replica.identity().member_id(),
+            ..removed
+        }
+        .into()),
+    }
+}
+
+/// Follows where the others are, for as long as the process runs; tells when this member was removed.
+fn follow(replica: Replica, meeting: &Meeting) -> watch::Receiver<bool> {
+    let whereabouts = Whereabouts {
+        introduction: meeting.introduction.clone(),
+        peer_urls: meeting.peer_urls.clone(),
+        hints: meeting.hints(),
+    };
+    let (tell, removed) = watch::channel(false);
+    tokio::spawn(async move {
+        members::follow(&replica, &whereabouts).await;
+        tell.send_replace(true);
+    });
+    removed
+}
+
+/// From belonging to a cluster to having left it.
+async fn serve_clients(
+    config: &Config,
+    server: Server,
+    meeting: Meeting,
+    listeners: Vec<TcpListener>,
+    mut ending: Ending,
+) -> anyhow::Result<End> {
+    tokio::select! {
+        belongs = bootstrap::belong(&server.replica, &meeting) => belongs?,
+        end = ending.comes() => return Ok(end),
+    }
     let own = own_record(config, server.member_id());
-    if server.reader().members().iter().all(|member| member.id != own.id) {
+    let records = server.reader().members();
+    let is_known = |record: &MemberRecord| record.id == own.id && !record.told_peer_urls.is_empty();
+    if !records.iter().any(is_known) {
         // The first time: whoever can reach this member finds it in the list of members.
         tokio::select! {
             () = publish(server.clone(), own.clone()) => {}
-            () = signals.stop() => return Ok(()),
+            end = ending.comes() => return Ok(end),
         }
     }
     let publishing = tokio::spawn(publish(server.clone(), own));
@@ -254,18 +346,47 @@ async fn serve_clients(
         .map(|a| a.to_string())
         .collect();
     let (stop, stopping) = watch::channel(false);
-    let tasks = serve(listeners, api::routes(&server)?, &stopping);
+    let voters_only = api::VotersOnly::new(server.replica.clone());
+    let tasks = serve(listeners, api::routes(&server)?, &voters_only, &stopping);
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
-    signals.stop().await;
+    let end = ending.comes().await;
+    if end == End::Removed {
+        tracing::warn!("this member was removed from the cluster");
+    }
     tracing::info!("stopping: handing over and draining");
     publishing.abort();
-    replica.hand_over().await;
+    server.replica.hand_over().await;
     stop.send_replace(true);
     let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
     if drained.is_err() {
         tracing::warn!("requests still under way are cut off");
     }
-    Ok(())
+    Ok(end)
+}
+
+fn rules(config: &Config, timeout: Duration) -> Rules {
+    Rules {
+        strict: config.strict_reconfig_check,
+        max_learners: config.max_learners,
+        timeout,
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        heartbeat: config.heartbeat_interval,
+        election: config.election_timeout,
+    }
+}
+
+fn meeting(config: &Config) -> Meeting {
+    Meeting {
+        introduction: introduction(config),
+        members: config.initial_cluster.clone(),
+        peer_urls: config.initial_advertise_peer_urls.clone(),
+        existing_only: config.initial_cluster_existing || !config.join.is_empty(),
+        join: config.join.clone(),
+    }
 }
 
 fn limits(config: &Config, timeout: Duration) -> Limits {
@@ -289,10 +410,7 @@ async fn open(config: &Config, data_dir: &DataDir, tokens: Arc<Tokens>) -> anyho
         state_dir: data_dir.join("state"),
         fs: Arc::new(RealFs),
         trust_state: data_dir.trust_state(),
-        timing: Timing {
-            heartbeat: config.heartbeat_interval,
-            election: config.election_timeout,
-        },
+        timing: timing(config),
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
@@ -328,8 +446,13 @@ fn own_record(config: &Config, id: u64) -> SetMember {
 /// Tells the cluster this member's name and addresses, if it does not know them already.
 async fn publish(server: Server, own: SetMember) {
     loop {
-        let known = server.barrier.pass().await.is_ok() && server.reader().members().contains(&own);
-        if known {
+        let is_known = |record: &MemberRecord| {
+            record.id == own.id
+                && record.name == own.name
+                && record.told_peer_urls == own.peer_urls
+                && record.client_urls == own.client_urls
+        };
+        if server.barrier.pass().await.is_ok() && server.reader().members().iter().any(is_known) {
             return;
         }
         if let Err(error) = server.propose(Op::SetMember(own.clone())).await {
@@ -380,11 +503,12 @@ type Tasks = Vec<tokio::task::JoinHandle<()>>;
 fn serve(
     listeners: Vec<TcpListener>,
     routes: tonic::service::Routes,
+    voters_only: &api::VotersOnly,
     stopping: &watch::Receiver<bool>,
 ) -> Tasks {
     let serve_one = |listener| {
         let mut stopping = stopping.clone();
-        let routes = routes.clone();
+        let (routes, voters_only) = (routes.clone(), voters_only.clone());
         tokio::spawn(async move {
             let until = async move {
                 // An error means that the sender is gone, which is a stop too.
@@ -398,6 +522,7 @@ fn serve(
                 .http2_keepalive_interval(Some(Duration::from_secs(10)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(20)))
                 .layer(api::LimitErrors)
+                .layer(voters_only)
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until)
                 .await;

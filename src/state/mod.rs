@@ -26,6 +26,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 pub use check::{all_serializable, check_delete_range, check_put, check_range, check_txn, is_read_only};
+pub use cluster::Seat;
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
 
@@ -40,7 +41,7 @@ use crate::pb::mvccpb::Event;
 use crate::pb::pontoon::command::auth_change::Change;
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
-use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, SetMember};
+use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
 use crate::storage::{self, Engine};
 
 pub use crate::mvcc::{Options, Saver, SnapshotSource};
@@ -168,6 +169,13 @@ impl State {
         })
     }
 
+    /// Raft's membership changed to this: the members' records follow.
+    pub fn set_membership(&mut self, seats: &[Seat]) {
+        let mut write = self.store.write();
+        cluster::set_membership(&mut write, seats);
+        write.finish();
+    }
+
     /// Makes everything applied so far visible, as one point with the shell's mark on it.
     pub fn seal(&mut self, mark: Bytes) {
         self.store.seal(mark);
@@ -232,8 +240,12 @@ fn apply_op(
             cluster::set(write, member);
             Ok(Response::Done(Done {}))
         }
-        Some(Op::RemoveMember(member)) => {
-            cluster::remove(write, member.id);
+        Some(Op::UpdateMember(member)) => {
+            cluster::update(write, member)?;
+            Ok(Response::Done(Done {}))
+        }
+        Some(Op::ClaimMember(claim)) => {
+            cluster::claim(write, claim)?;
             Ok(Response::Done(Done {}))
         }
         Some(Op::Auth(change)) => {
@@ -352,8 +364,8 @@ impl Reader {
         Ok((view.hash(at)?, view.compacted(), at))
     }
 
-    /// What members have published about themselves.
-    pub fn members(&self) -> Vec<SetMember> {
+    /// The members, by id.
+    pub fn members(&self) -> Vec<MemberRecord> {
         cluster::members(&self.current.load())
     }
 
@@ -365,6 +377,11 @@ impl Reader {
     /// The keys attached to a lease, in order, and the revision at which they are, which may not be readable yet.
     pub fn attached(&self, lease: i64) -> (Vec<Bytes>, i64) {
         self.current.load().attached(lease)
+    }
+
+    /// Whether there was such a member, which was removed.
+    pub fn is_removed(&self, id: u64) -> bool {
+        cluster::is_removed(&self.current.load(), id)
     }
 
     /// Bytes of all keys and values that are kept, of every revision.

@@ -7,7 +7,8 @@
 //! | `R` | role name | `authpb.Role` | `R admin` |
 //! | `U` | user name | `authpb.User` | `U alice` |
 //! | `l` | lease id, big-endian | `pontoon.command.LeaseRecord` | `l 000000000000002a` |
-//! | `m` | member id, big-endian | `pontoon.command.SetMember` | `m 00000000000000a7` |
+//! | `m` | member id, big-endian | `pontoon.command.MemberRecord` | `m 00000000000000a7` |
+//! | `r` | id of a removed member, big-endian | nothing | `r 00000000000000a7` |
 //! | `s` | nothing | the state's own mark: revision, compacted revision | `s` |
 //! | `z` | nothing | the shell's mark: applied log id and membership | `z` |
 //!
@@ -23,6 +24,7 @@ const MEMBER: u8 = b'm';
 const AUTH_STATUS: u8 = b'A';
 const ROLE: u8 = b'R';
 const USER: u8 = b'U';
+const REMOVED: u8 = b'r';
 
 /// The state's own mark.
 pub const STATE_MARK: &[u8] = b"s";
@@ -54,10 +56,7 @@ pub fn blocks() -> Range<Bytes> {
 
 /// A member's record.
 pub fn member(id: u64) -> Bytes {
-    let mut key = BytesMut::with_capacity(9);
-    key.put_u8(MEMBER);
-    key.put_u64(id);
-    key.freeze()
+    numbered(MEMBER, id)
 }
 
 /// All members' records.
@@ -116,10 +115,34 @@ pub fn leases() -> Range<Bytes> {
     space(LEASE)
 }
 
+/// The mark of a removed member, whose id never comes back.
+pub fn removed(id: u64) -> Bytes {
+    numbered(REMOVED, id)
+}
+
+/// The marks of all removed members.
+pub fn removed_members() -> Range<Bytes> {
+    space(REMOVED)
+}
+
 /// The key spaces of small records: kept in memory as a whole, without revisions. A new one is added here, or it is
 /// not read back at open.
-pub fn records() -> [Range<Bytes>; 5] {
-    [leases(), members(), space(AUTH_STATUS), roles(), users()]
+pub fn records() -> [Range<Bytes>; 6] {
+    [
+        leases(),
+        members(),
+        removed_members(),
+        space(AUTH_STATUS),
+        roles(),
+        users(),
+    ]
+}
+
+fn numbered(prefix: u8, number: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(9);
+    key.put_u8(prefix);
+    key.put_u64(number);
+    key.freeze()
 }
 
 fn space(prefix: u8) -> Range<Bytes> {

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::history::{Past, Recorder, Tally, longest_gap};
 use crate::support::process::wait_for;
-use crate::support::rpc::{Request, Response, everything};
+use crate::support::rpc::{Client, Request, Response, everything};
 use crate::support::workload::Workload;
 use crate::support::{from_env, linearize, order};
 
@@ -96,25 +96,26 @@ async fn kills_under_load_lose_nothing() {
     }
     let recorder = workload.finish().await;
     cluster.await_ready().await;
-    judge(&cluster, &recorder, seed, killed).await;
+    println!("{killed} kills");
+    let revision = judge(&cluster.client(0), &recorder, seed).await;
+    members_are_equal(&cluster, revision).await;
 }
 
 /// A round counts only if the clients got something done in it.
-async fn await_progress(recorder: &Recorder, writes: usize) {
+pub async fn await_progress(recorder: &Recorder, writes: usize) {
     wait_for(PATIENCE, "writes to go on", || async {
         (Tally::of(&recorder.operations()).writes > writes + 20).then_some(())
     })
     .await;
 }
 
-async fn judge(cluster: &Cluster, recorder: &Recorder, seed: u64, killed: u64) {
+/// Everything that clients saw fits the store's own past; its last revision.
+pub async fn judge(client: &Client, recorder: &Recorder, seed: u64) -> i64 {
     let operations = recorder.operations();
     let tally = Tally::of(&operations);
-    let past = Past::read(&cluster.client(0))
-        .await
-        .expect("the past can be read");
+    let past = Past::read(client).await.expect("the past can be read");
     println!(
-        "seed {seed}, {killed} kills: {} writes and {} reads acknowledged, {} unknown, {} refused; \
+        "seed {seed}: {} writes and {} reads acknowledged, {} unknown, {} refused; \
          {} revisions; longest time without a write {:?}",
         tally.writes,
         tally.reads,
@@ -130,7 +131,7 @@ async fn judge(cluster: &Cluster, recorder: &Recorder, seed: u64, killed: u64) {
     let places =
         order::check(&operations, &past).unwrap_or_else(|why| panic!("checker A, seed {seed}: {why}"));
     linearize::check(&operations, &places).unwrap_or_else(|why| panic!("checker B, seed {seed}: {why}"));
-    members_are_equal(cluster, past.last()).await;
+    past.last()
 }
 
 /// Each member by itself holds the same pairs at the same revision.

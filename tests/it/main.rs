@@ -12,5 +12,6 @@ mod crash;
 mod differential;
 mod etcdctl;
 mod failover;
+mod membership;
 mod readme;
 mod served;

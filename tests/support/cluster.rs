@@ -39,6 +39,8 @@ pub struct Member {
     /// Where it really listens for peers.
     pub listen_peer_url: String,
     dir: PathBuf,
+    /// Flags by which it finds its cluster.
+    finds: Vec<String>,
     child: Option<Child>,
     proxy: Proxy,
 }
@@ -60,7 +62,6 @@ impl Member {
 /// A running cluster.
 pub struct Cluster {
     pub members: Vec<Member>,
-    initial_cluster: String,
     token: String,
     flags: Vec<String>,
     dir: TempDir,
@@ -91,18 +92,46 @@ impl Cluster {
         for number in 1..=size {
             members.push(Member::prepare(number, dir.path()).await);
         }
-        let urls: Vec<String> = members
-            .iter()
-            .map(|m| format!("{}={}", m.name, m.peer_url))
-            .collect();
-        Cluster {
+        let mut cluster = Cluster {
             token: format!("test-{}-{}", std::process::id(), free_port()),
-            initial_cluster: urls.join(","),
             members,
             flags: flags.iter().map(ToString::to_string).collect(),
             dir,
             _machine: machine,
+        };
+        let all = cluster.initial_cluster();
+        for member in 0..size {
+            cluster.set_finds(member, &["--initial-cluster", &all]);
         }
+        cluster
+    }
+
+    /// `--initial-cluster` with all members as they are now.
+    pub fn initial_cluster(&self) -> String {
+        let members = self.members.iter();
+        let urls: Vec<String> = members.map(|m| format!("{}={}", m.name, m.peer_url)).collect();
+        urls.join(",")
+    }
+
+    /// One more member, with addresses and a directory; it knows no cluster yet.
+    pub async fn one_more(&mut self) -> usize {
+        let member = Member::prepare(self.members.len() + 1, self.dir.path()).await;
+        self.members.push(member);
+        self.members.len() - 1
+    }
+
+    /// How a member finds its cluster, from its next start on.
+    pub fn set_finds(&mut self, member: usize, flags: &[&str]) {
+        self.members[member].finds = flags.iter().map(ToString::to_string).collect();
+    }
+
+    /// A stopped member will be at other addresses, and keep its data.
+    pub async fn relocate(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        assert!(member.child.is_none(), "{} still runs", member.name);
+        let elsewhere = Member::at_free_ports(member.name.clone(), member.dir.clone()).await;
+        let finds = std::mem::take(&mut member.finds);
+        *member = Member { finds, ..elsewhere };
     }
 
     /// A directory that goes with the cluster.
@@ -123,7 +152,7 @@ impl Cluster {
         command.args(["--advertise-client-urls", &member.client_url]);
         command.args(["--listen-peer-urls", &member.listen_peer_url]);
         command.args(["--initial-advertise-peer-urls", &member.peer_url]);
-        command.args(["--initial-cluster", &self.initial_cluster]);
+        command.args(&member.finds);
         command.args(["--initial-cluster-token", &self.token]);
         command.args(&self.flags);
         command
@@ -185,6 +214,14 @@ impl Cluster {
     /// What the others can send to a member, from now on.
     pub fn set_link(&self, member: usize, link: Link) {
         self.members[member].proxy.set(link);
+    }
+
+    /// Waits until a member's process has ended by itself.
+    pub async fn ends(&mut self, member: usize) -> ExitStatus {
+        let mut child = self.members[member].child.take().expect("the member runs");
+        let ended = tokio::time::timeout(PATIENCE, await_exit(&mut child)).await;
+        kill_and_reap(&mut child);
+        ended.expect("the member ends by itself")
     }
 
     /// Whether a member's process has ended by itself.
@@ -292,6 +329,10 @@ impl Member {
         let name = format!("n{number}");
         let dir = parent.join(&name);
         std::fs::create_dir(&dir).expect("the member's directory can be made");
+        Member::at_free_ports(name, dir).await
+    }
+
+    async fn at_free_ports(name: String, dir: PathBuf) -> Member {
         let listen_port = free_port();
         let proxy = Proxy::start(listen_port).await;
         Member {
@@ -300,6 +341,7 @@ impl Member {
             listen_peer_url: format!("http://127.0.0.1:{listen_port}"),
             name,
             dir,
+            finds: Vec::new(),
             child: None,
             proxy,
         }

@@ -51,7 +51,8 @@ impl Auth {
                 Op::Compact(_)
                 | Op::Auth(_)
                 | Op::SetMember(_)
-                | Op::RemoveMember(_)
+                | Op::UpdateMember(_)
+                | Op::ClaimMember(_)
                 | Op::LeaseExpire(_)
                 | Op::LeaseCheckpoint(_),
             )
