@@ -9,15 +9,15 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::pb::etcdserverpb::cluster_client::ClusterClient;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, MemberListRequest,
-    MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
-    TxnRequest, TxnResponse,
+    MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, SnapshotRequest,
+    SnapshotResponse, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
 };
 
 /// Why a call has no answer.
@@ -130,6 +130,13 @@ impl Client {
     pub async fn status(&self) -> Result<StatusResponse, ClientError> {
         let call = |channel, request| async move { MaintenanceClient::new(channel).status(request).await };
         self.call(true, StatusRequest {}, call).await
+    }
+
+    /// A backup of the endpoint, in pieces. It may take as long as it takes.
+    pub async fn snapshot(&self) -> Result<Streaming<SnapshotResponse>, ClientError> {
+        let (_, channel) = self.connect().await?;
+        let mut client = MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX);
+        Ok(client.snapshot(SnapshotRequest {}).await?.into_inner())
     }
 
     async fn call<T, U, F>(

@@ -10,12 +10,14 @@
 //! **A linearizable get.** [`server::read`] passes the barrier: [`raft::read_index`] confirms the leader and says what
 //! must be applied; then a view of [`mvcc`] is read, without a lock.
 //!
-//! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`raft`], [`server`], [`api`], [`cli`]. Each knows
-//! only those before it, and the leaves [`pb`], [`error`] and [`config`]. `docs/architecture.md` has the rest.
+//! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`backup`], [`raft`], [`server`], [`api`],
+//! [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`] and [`config`]. `docs/architecture.md`
+//! has the rest.
 // The head of a module speaks of its insides too.
 #![allow(rustdoc::private_intra_doc_links)]
 
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod config;

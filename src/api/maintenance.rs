@@ -1,17 +1,23 @@
 //! One member, looked at.
 
+use std::pin::Pin;
+
+use futures::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, header, status, unimplemented};
+use super::{ETCD_VERSION, credentials, header, status, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance as Service;
 use crate::pb::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest,
     DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    MoveLeaderResponse, ResponseHeader, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
 };
 use crate::server::Server;
+use crate::server::auth::Credentials;
+use crate::server::backup::{BackupError, Spooled};
+use crate::state::auth::{Auth, Who};
 
 /// The Maintenance service.
 pub struct Maintenance {
@@ -23,6 +29,46 @@ impl Maintenance {
     pub fn new(server: Server) -> Self {
         Maintenance { server }
     }
+
+    /// Refuses whoever does not have the role root.
+    async fn permit_root(&self, who: &Credentials) -> Result<(), Status> {
+        let permit = |auth: &Auth, who: &Who<'_>| auth.permit_root(who);
+        self.server
+            .read_as(who, permit, |_| Ok::<(), Error>(()))
+            .await
+            .map_err(status)
+    }
+}
+
+fn backup_error(error: BackupError) -> Status {
+    match error {
+        BackupError::Refused(error) => status(error),
+        BackupError::Disk(_) => Status::internal(error.to_string()),
+    }
+}
+
+/// The database in pieces, counting down what remains; then its checksum.
+fn pieces(
+    backup: Spooled,
+    header: ResponseHeader,
+) -> impl Stream<Item = Result<SnapshotResponse, Status>> + Send {
+    futures::stream::try_unfold(Some(backup), move |backup| async move {
+        let Some(mut backup) = backup else {
+            return Ok(None);
+        };
+        let piece = backup.next_piece().await;
+        let piece = piece.map_err(|error| Status::internal(format!("cannot read the backup: {error}")))?;
+        let message = |blob, remaining_bytes| SnapshotResponse {
+            header: Some(header),
+            remaining_bytes,
+            blob,
+            version: ETCD_VERSION.to_string(),
+        };
+        Ok(Some(match piece {
+            Some(piece) => (message(piece, backup.remaining()), Some(backup)),
+            None => (message(backup.checksum(), 0), None),
+        }))
+    })
 }
 
 #[tonic::async_trait]
@@ -78,10 +124,21 @@ impl Service for Maintenance {
         Err(unimplemented("/etcdserverpb.Maintenance/HashKV"))
     }
 
-    type SnapshotStream = futures::stream::Empty<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
-    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(unimplemented("/etcdserverpb.Maintenance/Snapshot"))
+    /// A backup of this member, leader or not, as it stands now.
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let who = credentials(&request);
+        self.permit_root(&who).await?;
+        let backup = self.server.backups().take(&self.server).await;
+        let backup = backup.map_err(backup_error)?;
+        // What is in it was written before now: whoever has lost the right meanwhile doesn't get it.
+        self.permit_root(&who).await?;
+        let header = header(&self.server, backup.revision());
+        Ok(Response::new(Box::pin(pieces(backup, header))))
     }
 
     /// Asked of the leader only; etcd leaves out the header.

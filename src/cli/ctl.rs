@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::exit;
 use super::format::{self, Form, Pairs};
-use super::txn;
+use super::{snapshot, txn};
 use crate::client::{Client, ClientError};
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
@@ -27,6 +27,14 @@ impl Failed {
         Failed {
             message: message.into(),
             code: exit::INVALID_INPUT,
+        }
+    }
+
+    /// Something went wrong here.
+    pub fn error(message: impl Into<String>) -> Self {
+        Failed {
+            message: message.into(),
+            code: exit::ERROR,
         }
     }
 
@@ -126,8 +134,10 @@ pub fn commands(command: Command) -> Command {
                 .subcommand_required(true)
                 .arg(flag("cluster", "Ask all members of the cluster").global(true))
                 .subcommand(Command::new("status").about("How each is"))
+                .subcommand(snapshot::command())
                 .subcommand(Command::new("health").about("Whether each can commit")),
         )
+        .subcommand(snapshot::command())
         .subcommand(Command::new("health").about("Whether the member here is healthy, by its exit code"))
         .subcommand(Command::new("version").about("Print the versions"))
 }
@@ -205,9 +215,11 @@ fn del_command() -> Command {
 }
 
 /// What the flags of all verbs say.
-struct Context {
-    client: Client,
-    form: Form,
+pub struct Context {
+    /// Goes to `--endpoints`.
+    pub client: Client,
+    /// `-w`.
+    pub form: Form,
     pairs: Pairs,
     dial_timeout: Duration,
     timeout: Duration,
@@ -309,6 +321,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         ("member", _) => member_list(context).await?,
         ("endpoint", Some(("status", matches))) => return status(context, matches).await,
         ("endpoint", Some(("health", matches))) => return health(context, matches).await,
+        ("snapshot", _) => snapshot::run(context, matches).await?,
         ("health", _) => return own_health(context).await,
         _ => println!("pontoon version: {}\nAPI version: 3.5", env!("CARGO_PKG_VERSION")),
     }
@@ -316,7 +329,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
 }
 
 /// A reader that went away (`pontoon get … | head`) is no error.
-fn write_out(bytes: &[u8]) -> Result<(), Failed> {
+pub fn write_out(bytes: &[u8]) -> Result<(), Failed> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failed {

@@ -287,7 +287,7 @@ pub fn status_row(endpoint: &str, response: &StatusResponse) -> Vec<String> {
 }
 
 /// Bytes as etcdctl says them: decimal units, two digits.
-fn size(bytes: i64) -> String {
+pub fn size(bytes: i64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
     let (mut value, mut unit) = (bytes as f64, 0);
     while value >= 1000.0 && unit + 1 < units.len() {

@@ -5,6 +5,7 @@
 mod cluster;
 mod ctl;
 mod format;
+mod snapshot;
 mod txn;
 
 use std::io::IsTerminal;

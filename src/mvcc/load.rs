@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::attached::Attached;
-use super::block::{self, Block, Version};
+use super::block::{self, BLOCK_BYTES, Block, Version};
 use super::history::Meta;
 use super::save::{blocks, decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
@@ -155,6 +155,33 @@ impl SnapshotSource {
         &self.sealed.mark
     }
 
+    /// The newest revision in it.
+    pub fn revision(&self) -> i64 {
+        self.sealed.revision
+    }
+
+    /// Below this nothing in it can be read; −1 before any compaction.
+    pub fn compacted(&self) -> i64 {
+        self.sealed.compacted
+    }
+
+    /// The small records of a key space.
+    pub fn small(&self, space: std::ops::Range<Bytes>) -> impl Iterator<Item = &Pair> {
+        self.records.iter().filter(move |(key, _)| space.contains(key))
+    }
+
+    /// The versions that can be read, in revision order: the same on every member, however far each has reclaimed.
+    pub fn versions(&self) -> impl Iterator<Item = Result<Version>> + '_ {
+        let blocks = self.view.store.engine.scan(keys::blocks());
+        let saved = blocks.filter_map(|pair| self.wanted(pair).transpose());
+        let saved = saved.flat_map(|block| match block.and_then(Block::parse) {
+            Ok(block) => block.versions().collect(),
+            Err(error) => vec![Err(error)],
+        });
+        let all = saved.chain(self.unsaved.iter().cloned().map(Ok));
+        all.filter(|version| version.as_ref().map_or(true, |version| self.view.keeps(version)))
+    }
+
     /// The records: a head, the small records, then blocks of versions in revision order.
     pub fn records(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
         let head = std::iter::once(Ok(self.head()));
@@ -167,28 +194,73 @@ impl SnapshotSource {
             .store
             .engine
             .scan(keys::blocks())
-            .filter_map(|pair| self.saved_block(pair).transpose());
+            .filter_map(|pair| self.wanted(pair).transpose())
+            .map(|block| Ok(record(BLOCK, &[&block?])));
         let unsaved = blocks(&self.unsaved).map(|versions| Ok(record(BLOCK, &[&block::encode(versions)])));
         head.chain(small).chain(saved).chain(unsaved)
     }
 
     fn head(&self) -> Bytes {
-        record(
-            HEAD,
-            &[
-                &encode_mark(self.sealed.revision, self.sealed.compacted),
-                &self.sealed.mark,
-            ],
-        )
+        head(self.sealed.revision, self.sealed.compacted, &self.sealed.mark)
     }
 
     /// Blocks saved since the snapshot began are in `unsaved`.
-    fn saved_block(&self, pair: Result<Pair>) -> Result<Option<Bytes>> {
+    fn wanted(&self, pair: Result<Pair>) -> Result<Option<Bytes>> {
         let (key, bytes) = pair?;
         let (main, sub) = keys::parse_block(&key).ok_or_else(|| corrupt("a block has a strange key"))?;
         let wanted = Revision { main, sub } <= self.saved;
-        Ok(wanted.then(|| record(BLOCK, &[&bytes])))
+        Ok(wanted.then_some(bytes))
     }
+}
+
+/// The records of a snapshot of what no store holds yet: a backup that is restored. It carries no mark of the shell;
+/// [`with_mark`] gives it one.
+pub fn records_of(
+    revision: i64,
+    compacted: i64,
+    small: Vec<Pair>,
+    versions: impl Iterator<Item = std::io::Result<Version>>,
+) -> impl Iterator<Item = std::io::Result<Bytes>> {
+    let head = head(revision, compacted, &Bytes::new());
+    let small = small
+        .into_iter()
+        .map(|(key, value)| record(RECORD, &[&length(&key), &key, &value]));
+    let records = std::iter::once(head).chain(small).map(Ok);
+    records.chain(packed(versions))
+}
+
+/// The same head with another mark of the shell; other records as they are.
+pub fn with_mark(record: Bytes, mark: &Bytes) -> Result<Bytes> {
+    if record.first() != Some(&HEAD) {
+        return Ok(record);
+    }
+    let sealed = parse_head(record.slice(1..))?;
+    Ok(head(sealed.revision, sealed.compacted, mark))
+}
+
+/// Packs versions as they come.
+fn packed(
+    versions: impl Iterator<Item = std::io::Result<Version>>,
+) -> impl Iterator<Item = std::io::Result<Bytes>> {
+    let mut versions = versions.fuse();
+    std::iter::from_fn(move || {
+        let (mut gathered, mut bytes) = (Vec::new(), 0);
+        while bytes < BLOCK_BYTES {
+            match versions.next() {
+                Some(Ok(version)) => {
+                    bytes += version.size();
+                    gathered.push(version);
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => break,
+            }
+        }
+        (!gathered.is_empty()).then(|| Ok(record(BLOCK, &[&block::encode(&gathered)])))
+    })
+}
+
+fn head(revision: i64, compacted: i64, mark: &Bytes) -> Bytes {
+    record(HEAD, &[&encode_mark(revision, compacted), mark])
 }
 
 fn length(key: &Bytes) -> [u8; 4] {

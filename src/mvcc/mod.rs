@@ -34,12 +34,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use bytes::Bytes;
 
 use self::attached::Attached;
-use self::block::{Block, Version};
+use self::block::Block;
 use self::history::{History, Meta};
 use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Engine, Error, Result, keys};
 
-pub use load::SnapshotSource;
+pub use block::Version;
+pub use load::{SnapshotSource, records_of, with_mark};
 pub use save::Saver;
 pub use write::Write;
 
@@ -389,6 +390,21 @@ impl Versions for View {
 }
 
 impl View {
+    /// Whether a version can be read at this view's compacted revision or after it.
+    fn keeps(&self, version: &Version) -> bool {
+        // What is newer than the compacted revision is always kept: no need to look it up.
+        version.revision.main > self.compacted
+            || self
+                .store
+                .read()
+                .index
+                .get(&version.kv.key)
+                .is_some_and(|history| {
+                    let oldest = history.kept(self.compacted).first();
+                    oldest.is_some_and(|oldest| oldest.revision <= version.revision)
+                })
+    }
+
     /// A checksum of everything that can be read at `main`, keys, values and past; equal on every member that has the
     /// same compacted revision, however far each has reclaimed.
     pub fn hash(&self, main: i64) -> Result<u32> {

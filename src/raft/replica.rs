@@ -33,7 +33,7 @@ use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
 use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
-use crate::state::{self, Reader, State};
+use crate::state::{self, Reader, SnapshotSource, State};
 use crate::storage::Engine;
 use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
@@ -434,6 +434,18 @@ impl Replica {
     /// Changes when the members' records may have: names, addresses, who is there.
     pub fn members_changed(&self) -> watch::Receiver<()> {
         self.inner.members.clone()
+    }
+
+    /// Everything as it is applied here now, with the last entry that is in it; entries go on being applied meanwhile.
+    pub async fn backup(&self) -> Result<(SnapshotSource, Option<LogId>), String> {
+        self.inner
+            .raft
+            .with_state_machine(|machine| {
+                let backup = machine.backup();
+                Box::pin(async { backup })
+            })
+            .await
+            .map_err(|fatal| fatal.to_string())
     }
 
     /// The vote that this member holds in memory.

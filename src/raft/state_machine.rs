@@ -156,6 +156,11 @@ impl StateMachine {
         self.state.reader()
     }
 
+    /// Everything as it is now, between two batches of entries, with the last entry that is in it.
+    pub fn backup(&self) -> (SnapshotSource, Option<LogId>) {
+        (self.state.snapshot(), self.mark.applied)
+    }
+
     fn apply_command(&mut self, log_id: LogId, command: &CommandBytes) -> io::Result<Reply> {
         let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
         self.members_changed |= matches!(

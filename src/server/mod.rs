@@ -3,6 +3,7 @@
 //! Owns the tasks and clocks. Read top to bottom, [`run`] is the life of a member.
 
 pub mod auth;
+pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
 pub mod members;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use self::auth::{Caller, Credentials, Gate, Tokens};
+use self::backup::Backups;
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
 use self::members::{Members, Rules, Whereabouts};
@@ -57,6 +59,7 @@ pub struct Server {
     barrier: Barrier,
     gate: Gate,
     members: Members,
+    backups: Backups,
 }
 
 impl Server {
@@ -78,6 +81,11 @@ impl Server {
     /// Changes of the membership.
     pub fn membership(&self) -> &Members {
         &self.members
+    }
+
+    /// Where backups come from.
+    pub fn backups(&self) -> &Backups {
+        &self.backups
     }
 
     /// The limits in force.
@@ -259,6 +267,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             timeout,
         ),
         members: Members::new(replica.clone(), wishes.clone(), timeout),
+        backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
     };
 
     let peer_service = PeerService::server(replica.clone(), meeting.introduction.clone(), wishes);

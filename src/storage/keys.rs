@@ -145,6 +145,13 @@ fn numbered(prefix: u8, number: u64) -> Bytes {
     key.freeze()
 }
 
+/// The next key in byte order: `key..after(key)` is `key` alone.
+pub fn after(key: &Bytes) -> Bytes {
+    let mut next = BytesMut::from(&key[..]);
+    next.put_u8(0);
+    next.freeze()
+}
+
 fn space(prefix: u8) -> Range<Bytes> {
     Bytes::from(vec![prefix])..Bytes::from(vec![prefix + 1])
 }
