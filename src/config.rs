@@ -148,6 +148,11 @@ const SETTINGS: &[Setting] = &[
         "How costly it is to try a password, 4 to 31: each step doubles it",
     ),
     served(
+        "lease-checkpoint-interval",
+        "1m",
+        "How often the time left of a long lease is logged: by so much a change of leaders may prolong it",
+    ),
+    served(
         "log-level",
         "info",
         "error, warn, info, debug, trace, or a tracing filter",
@@ -256,6 +261,8 @@ pub struct Config {
     pub auth_token_ttl: Duration,
     /// `--bcrypt-cost`.
     pub bcrypt_cost: u32,
+    /// `--lease-checkpoint-interval`.
+    pub lease_checkpoint_interval: Duration,
 }
 
 /// The arguments of `pontoon serve`, added to a command.
@@ -371,11 +378,15 @@ impl Values {
             max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
+            lease_checkpoint_interval: self.duration("lease-checkpoint-interval")?,
             name,
             listen_client_urls,
             listen_peer_urls,
             initial_advertise_peer_urls,
         };
+        if config.lease_checkpoint_interval < Duration::from_secs(1) {
+            bail!("{}: at least 1s", self.said("lease-checkpoint-interval"));
+        }
         if config.heartbeat_interval.is_zero() || config.election_timeout < 5 * config.heartbeat_interval {
             bail!(
                 "{}: must be at least 5 times --heartbeat-interval, which is {}",

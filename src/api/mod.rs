@@ -6,6 +6,7 @@ mod auth;
 mod cluster;
 mod kv;
 mod learner;
+mod lease;
 mod limits;
 mod maintenance;
 
@@ -17,6 +18,7 @@ use crate::pb::etcdserverpb::ResponseHeader;
 use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::kv_server::KvServer;
+use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::Server;
 use crate::server::auth::Credentials;
@@ -34,6 +36,7 @@ pub const ETCD_VERSION: &str = "3.5.21";
 pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     let limit = server.limits().request_bytes + ENVELOPE;
     let kv = KvServer::new(kv::Kv::new(server.clone()));
+    let lease = LeaseServer::new(lease::Lease::new(server.clone()));
     let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));
     let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));
     // The overall service ("") is SERVING from the start; other names are NOT_FOUND.
@@ -43,6 +46,11 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
         .build_v1()?;
     let routes = Routes::new(
         kv.max_decoding_message_size(limit)
+            .max_encoding_message_size(usize::MAX),
+    )
+    .add_service(
+        lease
+            .max_decoding_message_size(limit)
             .max_encoding_message_size(usize::MAX),
     )
     .add_service(cluster.max_decoding_message_size(limit))

@@ -44,6 +44,13 @@ pub enum Wish {
     Join(peer::JoinRequest, oneshot::Sender<peer::JoinReply>),
 }
 
+/// Answers from the leader's lease clock.
+#[tonic::async_trait]
+pub trait LeaseClock: Send + Sync {
+    /// Answers a batch of questions, or says why it can't.
+    async fn answer(&self, request: peer::LeaseClockRequest) -> peer::LeaseClockReply;
+}
+
 /// Serves the other members.
 pub struct PeerService {
     replica: Replica,
@@ -51,6 +58,7 @@ pub struct PeerService {
     identity: Arc<Identity>,
     introduction: Introduction,
     wishes: mpsc::Sender<Wish>,
+    lease_clock: Arc<dyn LeaseClock>,
 }
 
 impl PeerService {
@@ -59,6 +67,7 @@ impl PeerService {
         replica: Replica,
         introduction: Introduction,
         wishes: mpsc::Sender<Wish>,
+        lease_clock: Arc<dyn LeaseClock>,
     ) -> PeerServer<PeerService> {
         let service = PeerService {
             raft: replica.raft().clone(),
@@ -66,6 +75,7 @@ impl PeerService {
             replica,
             introduction,
             wishes,
+            lease_clock,
         };
         PeerServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
@@ -252,6 +262,15 @@ impl Peer for PeerService {
             Err(refused) => Wire::Refused(refused.to_string()),
         };
         Ok(Response::new(peer::ReadIndexReply { result: Some(result) }))
+    }
+
+    async fn lease_clock(
+        &self,
+        request: Request<peer::LeaseClockRequest>,
+    ) -> Result<Response<peer::LeaseClockReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        Ok(Response::new(self.lease_clock.answer(request).await))
     }
 
     async fn join(&self, request: Request<peer::JoinRequest>) -> Result<Response<peer::JoinReply>, Status> {

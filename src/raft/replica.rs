@@ -426,6 +426,22 @@ impl Replica {
         }
     }
 
+    /// Asks the leader's lease clock.
+    pub async fn ask_lease_clock(
+        &self,
+        leader: u64,
+        node: &Node,
+        request: peer::LeaseClockRequest,
+        limit: Duration,
+    ) -> Result<peer::LeaseClockReply, tonic::Status> {
+        let request = peer::LeaseClockRequest {
+            target: Some(self.inner.peers.target(leader)),
+            ..request
+        };
+        let mut client = self.inner.peers.client(leader, node, Purpose::Forward)?;
+        within(limit, client.lease_clock(request)).await
+    }
+
     /// The applied index, as it moves.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.inner.applied.clone()

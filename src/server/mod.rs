@@ -6,6 +6,7 @@ pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
+pub mod lessor;
 pub mod members;
 pub mod propose;
 pub mod read;
@@ -26,6 +27,8 @@ use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
+use self::lessor::Lessor;
+use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
@@ -38,6 +41,7 @@ use crate::raft::Timing;
 use crate::raft::identity::Identity;
 use crate::raft::peer::{Introduction, PeerService};
 use crate::raft::replica::{Options, Replica};
+use crate::raft::state_machine::LeaseSink;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
 use crate::storage::fs::RealFs;
@@ -60,6 +64,7 @@ pub struct Server {
     gate: Gate,
     members: Members,
     backups: Backups,
+    lessor: Lessor,
 }
 
 impl Server {
@@ -249,7 +254,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = signals.stop() => return Ok(()),
     }
     let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
-    let replica = open(&config, &data_dir, tokens.clone()).await?;
+    let leases = Arc::new(Shared::default());
+    let replica = open(&config, &data_dir, tokens.clone(), leases.sink()).await?;
+    let lease_leader = Arc::new(Leader::new(
+        replica.clone(),
+        leases,
+        config.lease_checkpoint_interval,
+    ));
+    let lease_clock = tokio::spawn(lease_leader.clone().run());
     let (stop, stopping) = watch::channel(false);
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
     let barrier = Barrier::new(replica.clone(), timeout);
@@ -258,6 +270,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server = Server {
         replica: replica.clone(),
         proposer: Proposer::new(replica.clone(), limits(&config, timeout)),
+        lessor: Lessor::new(replica.clone(), lease_leader.clone(), timeout),
         barrier,
         gate: Gate::new(
             replica.reader().clone(),
@@ -270,7 +283,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
     };
 
-    let peer_service = PeerService::server(replica.clone(), meeting.introduction.clone(), wishes);
+    let peer_service = PeerService::server(
+        replica.clone(),
+        meeting.introduction.clone(),
+        wishes,
+        lease_leader,
+    );
     let voters_only = api::VotersOnly::new(replica.clone());
     let peer_tasks = serve(
         peers,
@@ -290,6 +308,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
     let end = outcome?;
     stop.send_replace(true);
+    lease_clock.abort();
     replica.close().await.context("cannot close the log")?;
     drop(peer_tasks);
     if end == End::Removed {
@@ -365,6 +384,8 @@ async fn serve_clients(
     tracing::info!("stopping: handing over and draining");
     publishing.abort();
     server.replica.hand_over().await;
+    // Streams that would never end by themselves.
+    server.lessor.close();
     stop.send_replace(true);
     let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
     if drained.is_err() {
@@ -407,7 +428,12 @@ fn limits(config: &Config, timeout: Duration) -> Limits {
     }
 }
 
-async fn open(config: &Config, data_dir: &DataDir, tokens: Arc<Tokens>) -> anyhow::Result<Replica> {
+async fn open(
+    config: &Config,
+    data_dir: &DataDir,
+    tokens: Arc<Tokens>,
+    lease_sink: LeaseSink,
+) -> anyhow::Result<Replica> {
     let identity = Identity::new(
         data_dir.member_id()?,
         data_dir.cluster_id()?,
@@ -423,7 +449,7 @@ async fn open(config: &Config, data_dir: &DataDir, tokens: Arc<Tokens>) -> anyho
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
-        lease_sink: Arc::new(|_| {}),
+        lease_sink,
         token_sink: Arc::new(move |change| tokens.take(change)),
     };
     Replica::open(options)

@@ -12,6 +12,7 @@ mod crash;
 mod differential;
 mod etcdctl;
 mod failover;
+mod lease;
 mod membership;
 mod readme;
 mod served;

@@ -57,6 +57,10 @@ impl Member {
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
+
+    pub fn process_id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
 }
 
 /// A running cluster.
