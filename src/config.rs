@@ -153,6 +153,16 @@ const SETTINGS: &[Setting] = &[
         "How often the time left of a long lease is logged: by so much a change of leaders may prolong it",
     ),
     served(
+        "quota-backend-bytes",
+        "0",
+        "Size of the applied state at which NOSPACE is raised; 0: 2 GiB, negative: never",
+    ),
+    served(
+        "disk-reserve-bytes",
+        "268435456",
+        "Free space of the disk below which NOSPACE is raised; 0: never",
+    ),
+    served(
         "log-level",
         "info",
         "error, warn, info, debug, trace, or a tracing filter",
@@ -162,7 +172,6 @@ const SETTINGS: &[Setting] = &[
         "auto",
         "auto, pretty or json; auto: pretty on a terminal",
     ),
-    none_yet("quota-backend-bytes"),
     none_yet("auto-compaction-mode"),
     none_yet("auto-compaction-retention"),
     none_yet("logger"),
@@ -192,6 +201,9 @@ const SETTINGS: &[Setting] = &[
     refused("peer-auto-tls"),
     refused("force-new-cluster"),
 ];
+
+/// etcd's quota where none is set.
+const DEFAULT_QUOTA: u64 = 2 << 30;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,6 +275,10 @@ pub struct Config {
     pub bcrypt_cost: u32,
     /// `--lease-checkpoint-interval`.
     pub lease_checkpoint_interval: Duration,
+    /// `--quota-backend-bytes`; none: no quota.
+    pub quota_bytes: Option<u64>,
+    /// `--disk-reserve-bytes`.
+    pub disk_reserve_bytes: u64,
 }
 
 /// The arguments of `pontoon serve`, added to a command.
@@ -379,6 +395,8 @@ impl Values {
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
             lease_checkpoint_interval: self.duration("lease-checkpoint-interval")?,
+            quota_bytes: self.quota()?,
+            disk_reserve_bytes: self.number("disk-reserve-bytes", 0)?,
             name,
             listen_client_urls,
             listen_peer_urls,
@@ -442,6 +460,20 @@ impl Values {
         match u32::try_from(cost) {
             Ok(cost) if cost <= 31 => Ok(cost),
             _ => bail!("{}: 4 to 31", self.said("bcrypt-cost")),
+        }
+    }
+
+    fn quota(&self) -> anyhow::Result<Option<u64>> {
+        let text = self.get("quota-backend-bytes");
+        if text
+            .strip_prefix('-')
+            .is_some_and(|digits| digits.parse::<u64>().is_ok())
+        {
+            return Ok(None);
+        }
+        match self.number("quota-backend-bytes", 0)? {
+            0 => Ok(Some(DEFAULT_QUOTA)),
+            bytes => Ok(Some(bytes)),
         }
     }
 
@@ -719,8 +751,22 @@ mod tests {
     }
 
     #[test]
+    fn the_quota_is_read_as_etcd_does() {
+        for (text, expected) in [
+            ("0", Some(2 << 30)),
+            ("-1", None),
+            ("8589934592", Some(8 << 30)),
+            ("8GiB", Some(8 << 30)),
+        ] {
+            let values = gather(&[&format!("--quota-backend-bytes={text}")], &[]).expect("gathered");
+            assert_eq!(values.config().expect("valid").quota_bytes, expected, "{text}");
+        }
+        assert!(refusal(&["--quota-backend-bytes=-x"]).contains("--quota-backend-bytes"));
+    }
+
+    #[test]
     fn what_has_no_effect_is_said() {
-        let values = gather(&["--quota-backend-bytes", "0", "--enable-v2"], &[]).expect("gathered");
+        let values = gather(&["--max-wals", "5", "--enable-v2"], &[]).expect("gathered");
         assert_eq!(values.without_effect().len(), 2);
         assert!(values.config().is_ok());
     }

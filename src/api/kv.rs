@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::{credentials, header, status, unimplemented};
+use super::{credentials, header, read_error, status, unexpected, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::kv_server::Kv as Service;
 use crate::pb::etcdserverpb::{
@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
 use crate::server::auth::Credentials;
-use crate::state::{self, ReadError};
+use crate::state;
 
 /// How often a physical compaction looks whether the space is reclaimed.
 const RECLAIM_CHECK: Duration = Duration::from_millis(5);
@@ -35,17 +35,6 @@ impl Kv {
         Some(header(&self.server, given.map_or(0, |header| header.revision)))
     }
 
-    fn read_error(&self, error: ReadError) -> Status {
-        match error {
-            ReadError::Refused(error) => status(error),
-            ReadError::Local(error) => {
-                self.server
-                    .fail(format!("cannot read the applied state: {error}"));
-                status(Error::Stopped)
-            }
-        }
-    }
-
     async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {
         if !state::all_serializable(request) {
             self.server.barrier().pass().await.map_err(status)?;
@@ -58,7 +47,7 @@ impl Kv {
                 |reader| reader.read_txn(request),
             )
             .await
-            .map_err(|error| self.read_error(error))
+            .map_err(|error| read_error(&self.server, error))
     }
 
     async fn wait_reclaimed(&self, revision: i64) {
@@ -66,11 +55,6 @@ impl Kv {
             tokio::time::sleep(RECLAIM_CHECK).await;
         }
     }
-}
-
-/// A reply of another kind than the request's can only come from a newer leader.
-fn unexpected() -> Status {
-    Status::internal("the leader answered with an unknown reply")
 }
 
 #[tonic::async_trait]
@@ -93,7 +77,7 @@ impl Service for Kv {
                 |reader| reader.range(&request),
             )
             .await
-            .map_err(|error| self.read_error(error))?;
+            .map_err(|error| read_error(&self.server, error))?;
         response.header = self.complete(response.header);
         Ok(Response::new(response))
     }

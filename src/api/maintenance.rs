@@ -5,15 +5,17 @@ use std::pin::Pin;
 use futures::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{ETCD_VERSION, credentials, header, status, unimplemented};
+use super::{ETCD_VERSION, credentials, header, read_error, status, unexpected, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance as Service;
 use crate::pb::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest,
-    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, ResponseHeader, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse,
 };
+use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
 use crate::server::auth::Credentials;
 use crate::server::backup::{BackupError, Spooled};
@@ -71,6 +73,20 @@ fn pieces(
     })
 }
 
+/// An alarm as Status tells of it: etcd's own form, with the blank at its end.
+fn error_line(alarm: &AlarmMember) -> String {
+    format!(
+        "memberID:{} alarm:{} ",
+        alarm.member_id,
+        alarm.alarm().as_str_name()
+    )
+}
+
+/// A task that was broken off: only when this member stops.
+fn stopping(_: tokio::task::JoinError) -> Status {
+    status(Error::Stopped)
+}
+
 #[tonic::async_trait]
 impl Service for Maintenance {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -81,32 +97,47 @@ impl Service for Maintenance {
         Ok(Response::new(StatusResponse {
             header: Some(header(server, reader.revision())),
             version: ETCD_VERSION.to_string(),
-            db_size: reader.size_on_disk() as i64,
+            db_size: (reader.size_on_disk() + reader.unsaved_bytes()) as i64,
             db_size_in_use: reader.logical_size() as i64,
-            db_size_quota: 0,
+            db_size_quota: server.space().quota() as i64,
             leader: raft.leader.unwrap_or(0),
             raft_index: raft.committed,
             raft_term: raft.term,
             raft_applied_index: raft.applied,
-            errors: no_leader.into_iter().collect(),
+            errors: no_leader
+                .into_iter()
+                .chain(reader.alarms().iter().map(error_line))
+                .collect(),
             is_learner: raft.is_learner,
             storage_version: "3.5.0".to_string(),
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }
 
-    /// None can be raised yet, so a list of them is empty; `etcdctl endpoint health` of 3.5 and later asks for it.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        if request.into_inner().action() != AlarmAction::Get {
-            return Err(unimplemented(
-                "/etcdserverpb.Maintenance/Alarm with an action other than GET",
-            ));
+        let who = credentials(&request);
+        let request = request.into_inner();
+        let reader = self.server.reader();
+        if request.action() == AlarmAction::Get {
+            self.server.barrier().pass().await.map_err(status)?;
+            let is_wanted = |alarm: &AlarmMember| request.alarm == 0 || alarm.alarm == request.alarm;
+            return Ok(Response::new(AlarmResponse {
+                header: Some(header(&self.server, reader.revision())),
+                alarms: reader.alarms().into_iter().filter(is_wanted).collect(),
+            }));
         }
-        let header = Some(header(&self.server, self.server.reader().revision()));
-        Ok(Response::new(AlarmResponse {
-            header,
-            alarms: Vec::new(),
-        }))
+        match self
+            .server
+            .propose_as(&who, Op::Alarm(request))
+            .await
+            .map_err(status)?
+        {
+            reply::Response::Alarm(mut response) => {
+                response.header = Some(header(&self.server, reader.revision()));
+                Ok(Response::new(response))
+            }
+            _ => Err(unexpected()),
+        }
     }
 
     async fn defragment(
@@ -116,12 +147,32 @@ impl Service for Maintenance {
         Err(unimplemented("/etcdserverpb.Maintenance/Defragment"))
     }
 
-    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        Err(unimplemented("/etcdserverpb.Maintenance/Hash"))
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.permit_root(&credentials(&request)).await?;
+        let reader = self.server.reader().clone();
+        let hash = tokio::task::spawn_blocking(move || reader.hash()).await;
+        let hash = hash
+            .map_err(stopping)?
+            .map_err(|error| read_error(&self.server, error))?;
+        Ok(Response::new(HashResponse {
+            header: Some(header(&self.server, self.server.reader().revision())),
+            hash,
+        }))
     }
 
-    async fn hash_kv(&self, _: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        Err(unimplemented("/etcdserverpb.Maintenance/HashKV"))
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        self.permit_root(&credentials(&request)).await?;
+        let (reader, revision) = (self.server.reader().clone(), request.into_inner().revision);
+        let hashed = tokio::task::spawn_blocking(move || reader.hash_kv(revision)).await;
+        let (hash, compact_revision, hash_revision) = hashed
+            .map_err(stopping)?
+            .map_err(|error| read_error(&self.server, error))?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(header(&self.server, self.server.reader().revision())),
+            hash,
+            compact_revision,
+            hash_revision,
+        }))
     }
 
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;

@@ -22,6 +22,7 @@ use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::server::Server;
 use crate::server::auth::Credentials;
+use crate::state::ReadError;
 
 pub use learner::VotersOnly;
 pub use limits::LimitErrors;
@@ -86,6 +87,22 @@ fn credentials<T>(request: &tonic::Request<T>) -> Credentials {
     Credentials {
         token: token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token).to_string()),
     }
+}
+
+/// What a failed read is answered; a local failure stops this member.
+fn read_error(server: &Server, error: ReadError) -> Status {
+    match error {
+        ReadError::Refused(error) => status(error),
+        ReadError::Local(error) => {
+            server.fail(format!("cannot read the applied state: {error}"));
+            status(Error::Stopped)
+        }
+    }
+}
+
+/// A reply of another kind than the request's can only come from a newer leader.
+fn unexpected() -> Status {
+    Status::internal("the leader answered with an unknown reply")
 }
 
 /// A header for an answer at `revision`.

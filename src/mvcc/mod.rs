@@ -279,6 +279,11 @@ impl Store {
         self.read().swept
     }
 
+    /// Bytes of versions that are only in memory.
+    pub fn unsaved_bytes(&self) -> usize {
+        self.read().unsaved_bytes
+    }
+
     /// Bytes that the engine takes on disk.
     pub fn size_on_disk(&self) -> Result<u64> {
         self.engine.size_on_disk()
@@ -308,6 +313,11 @@ impl Store {
     pub fn attached(&self, lease: i64) -> (Vec<Bytes>, i64) {
         let inner = self.read();
         (inner.attached.keys(lease).cloned().collect(), inner.revision)
+    }
+
+    /// Whether there is a small record in a range.
+    pub fn has_record(&self, range: std::ops::Range<Bytes>) -> bool {
+        self.read().records.range(range).next().is_some()
     }
 
     fn load_saved(&self, revision: Revision) -> Result<KeyValue> {
@@ -406,43 +416,64 @@ impl View {
     }
 
     /// A checksum of everything that can be read at `main`, keys, values and past; equal on every member that has the
-    /// same compacted revision, however far each has reclaimed.
+    /// same compacted revision, however far each has reclaimed. In chunks, as [`View::find`].
     pub fn hash(&self, main: i64) -> Result<u32> {
-        let mut kept = Vec::new();
-        let all = KeyRange::new(&Bytes::from_static(b"\0"), &Bytes::from_static(b"\0"));
-        let mut rest = all;
-        loop {
-            let inner = self.store.read();
-            let Some(bounds) = rest.bounds() else { break };
-            let mut last = None;
-            for (key, history) in inner.index.range::<Bytes, _>(bounds).take(CHUNK) {
-                let versions = history
-                    .kept(self.compacted)
-                    .iter()
-                    .filter(|meta| meta.revision.main <= main);
-                kept.extend(versions.map(|meta| (key.clone(), *meta)));
-                last = Some(key.clone());
-            }
-            let Some(last) = last else { break };
-            rest = rest.after(&last);
-        }
         let mut crc = 0;
-        for (key, meta) in kept {
-            let numbers = [
-                meta.revision.main,
-                i64::from(meta.revision.sub),
-                meta.create_revision,
-                meta.version,
-                meta.lease,
-            ];
-            crc = crc32c::crc32c_append(crc, &key);
-            for number in numbers {
-                crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
+        let mut after = None;
+        loop {
+            let chunk = self.kept_after(after, main);
+            for (key, meta) in &chunk {
+                crc = self.hash_version(crc, key, meta)?;
             }
-            if !meta.is_tombstone() {
-                crc = crc32c::crc32c_append(crc, &self.load(meta.revision)?.value);
+            match chunk.into_iter().last() {
+                Some((key, meta)) => after = Some((key, meta.revision)),
+                None => return Ok(crc),
             }
         }
-        Ok(crc)
+    }
+
+    /// What `hash` covers next: versions in the order of keys, then revisions, from behind one of them. A key may have
+    /// more versions than a chunk.
+    fn kept_after(&self, after: Option<(Bytes, Revision)>, main: i64) -> Vec<(Bytes, Meta)> {
+        let start = match &after {
+            Some((key, _)) => Bound::Included(key.clone()),
+            None => Bound::Unbounded,
+        };
+        let inner = self.store.read();
+        let mut chunk = Vec::new();
+        for (key, history) in inner.index.range((start, Bound::Unbounded)) {
+            let kept = history.kept(self.compacted);
+            let done = match &after {
+                Some((last, revision)) if last == key => {
+                    kept.partition_point(|meta| meta.revision <= *revision)
+                }
+                _ => 0,
+            };
+            let readable = kept.partition_point(|meta| meta.revision.main <= main).max(done);
+            let rest = kept[done..readable].iter().take(CHUNK - chunk.len());
+            chunk.extend(rest.map(|meta| (key.clone(), *meta)));
+            if chunk.len() == CHUNK {
+                break;
+            }
+        }
+        chunk
+    }
+
+    fn hash_version(&self, mut crc: u32, key: &Bytes, meta: &Meta) -> Result<u32> {
+        let numbers = [
+            meta.revision.main,
+            i64::from(meta.revision.sub),
+            meta.create_revision,
+            meta.version,
+            meta.lease,
+        ];
+        crc = crc32c::crc32c_append(crc, key);
+        for number in numbers {
+            crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
+        }
+        match meta.is_tombstone() {
+            true => Ok(crc),
+            false => Ok(crc32c::crc32c_append(crc, &self.load(meta.revision)?.value)),
+        }
     }
 }

@@ -78,7 +78,7 @@ impl Saver {
 
     /// Bytes of versions that are only in memory.
     pub fn unsaved_bytes(&self) -> usize {
-        self.store.read().unsaved_bytes
+        self.store.unsaved_bytes()
     }
 
     fn take(&self) -> Option<Unsaved> {

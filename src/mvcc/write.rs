@@ -1,5 +1,6 @@
 //! The writer's side: the changes of one command, all at one main revision.
 
+use std::ops::Range;
 use std::sync::RwLockWriteGuard;
 
 use bytes::Bytes;
@@ -127,7 +128,7 @@ impl Write<'_> {
     }
 
     /// The small records of a range.
-    pub fn records(&self, range: std::ops::Range<Bytes>) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+    pub fn records(&self, range: Range<Bytes>) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         self.inner.records.range(range)
     }
 

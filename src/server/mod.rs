@@ -10,6 +10,7 @@ pub mod lessor;
 pub mod members;
 pub mod propose;
 pub mod read;
+pub mod space;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
+use self::space::{Room, Space};
 use crate::api;
 use crate::config::Config;
 use crate::error::Error;
@@ -65,6 +67,7 @@ pub struct Server {
     members: Members,
     backups: Backups,
     lessor: Lessor,
+    space: Space,
 }
 
 impl Server {
@@ -91,6 +94,11 @@ impl Server {
     /// Where backups come from.
     pub fn backups(&self) -> &Backups {
         &self.backups
+    }
+
+    /// The room that this member has.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// The limits in force.
@@ -120,11 +128,13 @@ impl Server {
 
     /// Changes the state, through the log, for the cluster itself: not subject to permissions.
     pub async fn propose(&self, op: Op) -> Result<Response, Error> {
+        self.space.admit(&op).await?;
         self.proposer.propose(op).await
     }
 
     /// Changes the state, through the log, for a client. If users change meanwhile it is looked again who asks.
     pub async fn propose_as(&self, credentials: &Credentials, op: Op) -> Result<Response, Error> {
+        self.space.admit(&op).await?;
         if !self.reader().auth().enabled() {
             return self.proposer.propose_for(&Caller::default(), op).await;
         }
@@ -267,10 +277,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let barrier = Barrier::new(replica.clone(), timeout);
     let (wishes, queue) = Members::queue();
     Members::start(replica.clone(), barrier.clone(), rules(&config, timeout), queue);
+    let proposer = Proposer::new(replica.clone(), limits(&config, timeout));
     let server = Server {
         replica: replica.clone(),
-        proposer: Proposer::new(replica.clone(), limits(&config, timeout)),
         lessor: Lessor::new(replica.clone(), lease_leader.clone(), timeout),
+        space: Space::new(replica.clone(), proposer.clone(), room(&config)),
+        proposer,
         barrier,
         gate: Gate::new(
             replica.reader().clone(),
@@ -367,7 +379,10 @@ async fn serve_clients(
             end = ending.comes() => return Ok(end),
         }
     }
-    let publishing = tokio::spawn(publish(server.clone(), own));
+    let background = [
+        tokio::spawn(publish(server.clone(), own)),
+        tokio::spawn(server.space().clone().watch()),
+    ];
     let addresses: Vec<String> = listeners
         .iter()
         .filter_map(|l| l.local_addr().ok())
@@ -382,7 +397,7 @@ async fn serve_clients(
         tracing::warn!("this member was removed from the cluster");
     }
     tracing::info!("stopping: handing over and draining");
-    publishing.abort();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
     server.replica.hand_over().await;
     // Streams that would never end by themselves.
     server.lessor.close();
@@ -425,6 +440,14 @@ fn limits(config: &Config, timeout: Duration) -> Limits {
         txn_ops: config.max_txn_ops,
         in_flight: config.max_in_flight,
         timeout,
+    }
+}
+
+fn room(config: &Config) -> Room {
+    Room {
+        quota: config.quota_bytes,
+        reserve: config.disk_reserve_bytes,
+        data_dir: config.data_dir.clone(),
     }
 }
 

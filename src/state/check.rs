@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::pb::pontoon::command::command::Op;
 
 /// Checks a range.
 pub fn check_range(request: &RangeRequest) -> Result<(), Error> {
@@ -153,6 +154,39 @@ fn all_ops(request: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
     request.success.iter().chain(&request.failure)
 }
 
+/// What a put costs beside its key and value, as etcd counts.
+const PUT_OVERHEAD: u64 = 256;
+
+/// What a lease costs, as etcd counts.
+const LEASE_COST: u64 = 64;
+
+/// Bytes that a command may add to the store, as etcd counts them: 0 for one that adds nothing. Of a transaction's
+/// branches the larger counts, nested ones included.
+pub fn cost(op: &Op) -> u64 {
+    match op {
+        Op::Put(request) => cost_of_put(request),
+        Op::Txn(request) => cost_of_txn(request),
+        Op::LeaseGrant(_) => LEASE_COST,
+        _ => 0,
+    }
+}
+
+fn cost_of_put(request: &PutRequest) -> u64 {
+    PUT_OVERHEAD + (request.key.len() + request.value.len()) as u64
+}
+
+fn cost_of_txn(request: &TxnRequest) -> u64 {
+    let branch = |ops: &[RequestOp]| -> u64 {
+        let one = |op: &RequestOp| match &op.request {
+            Some(Request::RequestPut(request)) => cost_of_put(request),
+            Some(Request::RequestTxn(request)) => cost_of_txn(request),
+            _ => 0,
+        };
+        ops.iter().map(one).sum()
+    };
+    branch(&request.success).max(branch(&request.failure))
+}
+
 /// Whether a transaction consists of ranges only and needs no log entry.
 pub fn is_read_only(request: &TxnRequest) -> bool {
     all_ops(request).all(|op| matches!(op.request, Some(Request::RequestRange(_))))
@@ -272,6 +306,25 @@ mod tests {
         };
         assert_eq!(txn(6, 4), Ok(()));
         assert_eq!(txn(6, 5), Err(Error::TooManyOps));
+    }
+
+    #[test]
+    fn only_what_adds_data_costs_and_the_larger_branch_counts() {
+        let txn = |success, failure| {
+            cost(&Op::Txn(TxnRequest {
+                compare: vec![],
+                success,
+                failure,
+            }))
+        };
+        assert_eq!(txn(vec![put("abc")], vec![]), 256 + 3);
+        assert_eq!(txn(vec![put("a")], vec![put("bc"), put("d")]), 2 * 256 + 3);
+        assert_eq!(
+            txn(vec![delete("a", "c")], vec![nested(vec![], vec![put("b")])]),
+            256 + 1
+        );
+        assert_eq!(txn(vec![delete("a", "c")], vec![]), 0);
+        assert_eq!(cost(&Op::DeleteRange(DeleteRangeRequest::default())), 0);
     }
 
     #[test]

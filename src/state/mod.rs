@@ -11,6 +11,7 @@
 //! Changes are visible to a [`Reader`] once they are sealed, with the shell's mark on them (`raft/state_machine.rs`).
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod alarm;
 pub mod auth;
 mod check;
 mod cluster;
@@ -25,7 +26,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-pub use check::{all_serializable, check_delete_range, check_put, check_range, check_txn, is_read_only};
+pub use check::{
+    all_serializable, check_delete_range, check_put, check_range, check_txn, cost, is_read_only,
+};
 pub use cluster::Seat;
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
@@ -34,15 +37,15 @@ use self::auth::{Auth, Who};
 use crate::error::Error;
 use crate::mvcc::{Store, Versions, View, Write};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
-    TxnResponse,
+    AlarmMember, AlarmType, CompactionRequest, CompactionResponse, RangeRequest, RangeResponse,
+    ResponseHeader, TxnRequest, TxnResponse,
 };
 use crate::pb::mvccpb::Event;
 use crate::pb::pontoon::command::auth_change::Change;
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
-use crate::storage::{self, Engine};
+use crate::storage::{self, Engine, keys};
 
 pub use crate::mvcc::{Options, Saver, SnapshotSource};
 
@@ -231,7 +234,9 @@ fn apply_op(
         max_ops => max_ops,
     } as usize;
     auth.permit(&who, command.op.as_ref(), &|lease| write.attached(lease))?;
+    alarm::admit(write, command.op.as_ref())?;
     match command.op.as_ref() {
+        Some(Op::Alarm(request)) => Ok(Response::Alarm(alarm::apply(write, request))),
         Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request)?)),
         Some(Op::DeleteRange(request)) => Ok(Response::DeleteRange(txn::delete_range(write, request)?)),
         Some(Op::Txn(request)) => Ok(Response::Txn(txn::txn(write, request, max_ops)?)),
@@ -341,6 +346,7 @@ impl Reader {
 
     /// A range, with a header that has the revision only.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadError> {
+        self.check_trusted()?;
         let view = self.view();
         let at = range::revision_of(request, &view)?;
         let mut response = range::range(&view, request, at)?;
@@ -350,7 +356,16 @@ impl Reader {
 
     /// A transaction that only reads.
     pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
+        self.check_trusted()?;
         txn::read_txn(&self.view(), request)
+    }
+
+    /// Nothing is read from a state that is known to be corrupt.
+    fn check_trusted(&self) -> Result<(), Error> {
+        match self.has_alarm(AlarmType::Corrupt) {
+            true => Err(Error::Corrupt),
+            false => Ok(()),
+        }
     }
 
     /// Checksum of all that can be read at `revision` (0: now), the compacted revision, and the revision.
@@ -362,6 +377,33 @@ impl Reader {
         };
         let at = range::revision_of(&request, &view)?;
         Ok((view.hash(at)?, view.compacted(), at))
+    }
+
+    /// Checksum of all that is replicated as it is now: keys, values, their past, and the small records. Never 0.
+    pub fn hash(&self) -> Result<u32, ReadError> {
+        let view = self.view();
+        let mut crc = view.hash(view.revision())?;
+        for range in keys::records() {
+            for (key, value) in self.current.load().records(range) {
+                crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, &key), &value);
+            }
+        }
+        Ok(crc.max(1))
+    }
+
+    /// All alarms, by kind, then by member.
+    pub fn alarms(&self) -> Vec<AlarmMember> {
+        alarm::alarms(&self.current.load())
+    }
+
+    /// Whether any member has an alarm of this kind.
+    pub fn has_alarm(&self, alarm: AlarmType) -> bool {
+        alarm::is_active(&self.current.load(), alarm)
+    }
+
+    /// Whether alarms stand against a command now: it would be refused when applied, unless they are cleared first.
+    pub fn admit(&self, op: &Op) -> Result<(), Error> {
+        alarm::admit_early(&self.current.load(), op)
     }
 
     /// The members, by id.
@@ -387,6 +429,11 @@ impl Reader {
     /// Bytes of all keys and values that are kept, of every revision.
     pub fn logical_size(&self) -> u64 {
         self.current.load().bytes()
+    }
+
+    /// Bytes that are applied, but not in the engine yet.
+    pub fn unsaved_bytes(&self) -> u64 {
+        self.current.load().unsaved_bytes() as u64
     }
 
     /// Bytes that the engine takes on disk; 0 if it can't tell.

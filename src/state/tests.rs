@@ -8,10 +8,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::{Options, Place, Saver, State};
+use crate::error::Error;
+use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
-    RequestOp, TxnRequest,
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use crate::pb::pontoon::command::{
     Command, LeaseCheckpoint, LeaseExpire, LeaseRemaining, Reply, command::Op, reply::Response,
@@ -118,9 +120,18 @@ fn range(rng: &mut StdRng, revision: i64) -> RangeRequest {
     }
 }
 
+/// Any action on any kind, those that do not exist too.
+fn alarm(rng: &mut StdRng) -> AlarmRequest {
+    AlarmRequest {
+        action: rng.random_range(0..4),
+        member_id: rng.random_range(0..3),
+        alarm: rng.random_range(0..4),
+    }
+}
+
 fn op(rng: &mut StdRng, state: &State, index: u64) -> Op {
     let revision = state.reader().revision();
-    match rng.random_range(0..24) {
+    match rng.random_range(0..25) {
         0..10 => Op::Put(put(rng)),
         10..13 => Op::DeleteRange(delete(rng)),
         13..19 => {
@@ -140,6 +151,7 @@ fn op(rng: &mut StdRng, state: &State, index: u64) -> Op {
             })
         }
         19..23 => lease_op(rng, state, index),
+        23 => Op::Alarm(alarm(rng)),
         _ => Op::Compact(CompactionRequest {
             revision: rng.random_range(0..revision + 1),
             physical: false,
@@ -283,6 +295,8 @@ fn members_that_save_and_restart_at_different_times_answer_alike() {
             if index % 50 == 0 {
                 let (one, other) = (steady.state.reader(), restless.state.reader());
                 assert_eq!(attached(&one), attached(&other), "seed {seed}, entry {index}");
+                assert_eq!(one.alarms(), other.alarms(), "seed {seed}, entry {index}");
+                assert_eq!(one.hash().expect("readable"), other.hash().expect("readable"));
                 for revision in one.compacted().max(1)..=one.revision() {
                     let hash = |reader: &super::Reader| reader.hash_kv(revision).expect("readable");
                     assert_eq!(
@@ -450,4 +464,101 @@ fn what_a_clock_decided_holds_in_its_own_term_and_for_its_own_grant() {
     assert_eq!(left(&member), 1);
     applied(&mut member, vec![expire(1, 1)]);
     assert_eq!(left(&member), 0);
+}
+
+fn set_alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> Op {
+    Op::Alarm(AlarmRequest {
+        action: action as i32,
+        member_id,
+        alarm: alarm as i32,
+    })
+}
+
+/// The alarms in an answer, as (member, kind).
+fn told(answer: &Result<Response, Error>) -> Vec<(u64, AlarmType)> {
+    match answer {
+        Ok(Response::Alarm(answer)) => answer
+            .alarms
+            .iter()
+            .map(|alarm| (alarm.member_id, alarm.alarm()))
+            .collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn alarms_are_listed_raised_and_cleared_as_etcd_does() {
+    use AlarmAction::{Activate, Deactivate, Get};
+    use AlarmType::{Corrupt, None, Nospace};
+    let mut member = Member::blank();
+    type Step<'a> = (AlarmAction, u64, AlarmType, &'a [(u64, AlarmType)]);
+    let script: &[Step<'_>] = &[
+        (Get, 0, None, &[]),
+        (Activate, 7, None, &[]),
+        (Activate, 7, Nospace, &[(7, Nospace)]),
+        (Activate, 7, Nospace, &[(7, Nospace)]),
+        (Activate, 0, Corrupt, &[(0, Corrupt)]),
+        (Get, 9, None, &[(7, Nospace), (0, Corrupt)]),
+        (Get, 9, Corrupt, &[(0, Corrupt)]),
+        (Deactivate, 8, Nospace, &[]),
+        (Deactivate, 7, None, &[]),
+        (Deactivate, 7, Nospace, &[(7, Nospace)]),
+        (Deactivate, 7, Nospace, &[]),
+        (Get, 0, None, &[(0, Corrupt)]),
+    ];
+    for (action, id, alarm, expected) in script {
+        let answer = applied(&mut member, vec![set_alarm(*action, *id, *alarm)]);
+        assert_eq!(told(&answer[0]), *expected, "{action:?} {id} {alarm:?}");
+    }
+}
+
+#[test]
+fn an_alarm_refuses_what_it_must_and_nothing_else() {
+    let (put, delete) = (
+        PutRequest {
+            key: Bytes::from_static(b"a"),
+            ..PutRequest::default()
+        },
+        DeleteRangeRequest {
+            key: Bytes::from_static(b"a"),
+            ..DeleteRangeRequest::default()
+        },
+    );
+    let txn = |request| {
+        Op::Txn(TxnRequest {
+            failure: vec![RequestOp {
+                request: Some(request),
+            }],
+            ..TxnRequest::default()
+        })
+    };
+    let compact = Op::Compact(CompactionRequest {
+        revision: 2,
+        physical: false,
+    });
+    // The put is in the branch that is not taken: the transaction is refused nevertheless, as in etcd.
+    let ops = || {
+        vec![
+            Op::Put(put.clone()),
+            txn(Request::RequestPut(put.clone())),
+            Op::DeleteRange(delete.clone()),
+            txn(Request::RequestDeleteRange(delete.clone())),
+            compact.clone(),
+        ]
+    };
+    let refusals = |alarm| {
+        let mut member = Member::blank();
+        applied(&mut member, vec![Op::Put(put.clone())]);
+        applied(&mut member, vec![set_alarm(AlarmAction::Activate, 1, alarm)]);
+        let answers: Vec<_> = applied(&mut member, ops()).into_iter().map(Result::err).collect();
+        let read = member.state.reader().range(&RangeRequest::default());
+        (answers, read.is_ok())
+    };
+    let (full, corrupt) = (Some(Error::NoSpace), Some(Error::Corrupt));
+    assert_eq!(
+        refusals(AlarmType::Nospace),
+        (vec![full, full, None, None, None], true)
+    );
+    assert_eq!(refusals(AlarmType::Corrupt), (vec![corrupt; 5], false));
+    assert_eq!(refusals(AlarmType::None), (vec![None; 5], true));
 }

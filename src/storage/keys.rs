@@ -2,6 +2,7 @@
 //!
 //! | prefix | key | value | example key |
 //! |---|---|---|---|
+//! | `a` | kind u8, member id, big-endian | `etcdserverpb.AlarmMember` | `a 01 00000000000000a7` |
 //! | `b` | main u64, sub u32 of the block's first version, big-endian | a block of versions (`mvcc/block.rs`) | `b 0000000000000002 00000000` |
 //! | `A` | nothing | `pontoon.command.AuthStatus` | `A` |
 //! | `R` | role name | `authpb.Role` | `R admin` |
@@ -18,6 +19,7 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+const ALARM: u8 = b'a';
 const BLOCK: u8 = b'b';
 const LEASE: u8 = b'l';
 const MEMBER: u8 = b'm';
@@ -125,10 +127,30 @@ pub fn removed_members() -> Range<Bytes> {
     space(REMOVED)
 }
 
+/// An alarm of a kind (etcd's number) for a member.
+pub fn alarm(kind: u8, member: u64) -> Bytes {
+    let mut key = BytesMut::with_capacity(10);
+    key.put_u8(ALARM);
+    key.put_u8(kind);
+    key.put_u64(member);
+    key.freeze()
+}
+
+/// All alarms of a kind.
+pub fn alarms_of(kind: u8) -> Range<Bytes> {
+    Bytes::from(vec![ALARM, kind])..Bytes::from(vec![ALARM, kind + 1])
+}
+
+/// All alarms.
+pub fn alarms() -> Range<Bytes> {
+    space(ALARM)
+}
+
 /// The key spaces of small records: kept in memory as a whole, without revisions. A new one is added here, or it is
 /// not read back at open.
-pub fn records() -> [Range<Bytes>; 6] {
+pub fn records() -> [Range<Bytes>; 7] {
     [
+        alarms(),
         leases(),
         members(),
         removed_members(),
@@ -176,6 +198,8 @@ mod tests {
             assert_eq!(parse_lease(&lease(id)), Some(id));
             assert!(leases().contains(&lease(id)));
         }
+        assert!(alarms_of(1).contains(&alarm(1, u64::MAX)) && alarms().contains(&alarm(2, 0)));
+        assert!(!alarms_of(1).contains(&alarm(2, 0)));
     }
 
     #[test]
@@ -186,5 +210,6 @@ mod tests {
         assert_eq!(&role("admin")[..], b"Radmin");
         assert_eq!(&user("alice")[..], b"Ualice");
         assert_eq!(&auth_status()[..], b"A");
+        assert_eq!(&alarm(1, 0xa7)[..], b"a\x01\0\0\0\0\0\0\0\xa7");
     }
 }

@@ -816,7 +816,10 @@ async fn a_full_disk_loses_nothing() {
     let log = disk.dir.path().with_extension("log");
     let data_dir = disk.dir.path().join("data");
     let member = Lone::new("n1", &data_dir);
-    let mut process = spawn_logged(&mut member.command(), &log);
+    // Without the early warning, so that it really fills up.
+    let mut command = member.command();
+    command.args(["--disk-reserve-bytes", "0"]);
+    let mut process = spawn_logged(&mut command, &log);
     let mut client = Client::new(&format!("http://127.0.0.1:{}", member.client_port));
     wait_for(PATIENCE, "the member to serve", || {
         let mut client = client.clone();

@@ -49,6 +49,7 @@ impl Auth {
             // The lease clock's commands are the system's own.
             Some(
                 Op::Compact(_)
+                | Op::Alarm(_)
                 | Op::Auth(_)
                 | Op::SetMember(_)
                 | Op::UpdateMember(_)

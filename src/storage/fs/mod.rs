@@ -55,6 +55,12 @@ pub trait File: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
 }
 
+/// Bytes that the file system of `path` has left for this process.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// The disk of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealFs;
