@@ -128,6 +128,11 @@ const SETTINGS: &[Setting] = &[
     served("max-request-bytes", "1572864", "Largest request, in bytes"),
     served("max-txn-ops", "128", "Most operations in one transaction"),
     served(
+        "watch-progress-notify-interval",
+        "10m",
+        "How often an idle watch that asks for it is told of the progress",
+    ),
+    served(
         "max-in-flight",
         "5000",
         "Most writes under way at once; more get \"too many requests\"",
@@ -267,6 +272,8 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// `--max-txn-ops`.
     pub max_txn_ops: u32,
+    /// `--watch-progress-notify-interval`.
+    pub watch_progress_notify_interval: Duration,
     /// `--max-in-flight`.
     pub max_in_flight: usize,
     /// `--auth-token-ttl`.
@@ -391,6 +398,7 @@ impl Values {
             snapshot_count: self.number("snapshot-count", 0)?,
             max_request_bytes: usize::try_from(self.number("max-request-bytes", 1)?)?,
             max_txn_ops: u32::try_from(self.number("max-txn-ops", 1)?).context(self.said("max-txn-ops"))?,
+            watch_progress_notify_interval: self.duration("watch-progress-notify-interval")?,
             max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
@@ -404,6 +412,12 @@ impl Values {
         };
         if config.lease_checkpoint_interval < Duration::from_secs(1) {
             bail!("{}: at least 1s", self.said("lease-checkpoint-interval"));
+        }
+        if config.watch_progress_notify_interval.is_zero() {
+            bail!(
+                "{}: must not be zero",
+                self.said("watch-progress-notify-interval")
+            );
         }
         if config.heartbeat_interval.is_zero() || config.election_timeout < 5 * config.heartbeat_interval {
             bail!(

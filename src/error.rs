@@ -146,6 +146,8 @@ errors! {
     TimeoutWaitAppliedIndex = Unavailable "etcdserver: request timed out, waiting for the applied index took too long",
     /// The member chosen to lead did not take over in time.
     TimeoutLeaderTransfer = Unavailable "etcdserver: request timed out, leader transfer took too long",
+    /// The client ended its watch stream.
+    WatchCanceled = Cancelled "etcdserver: watch canceled",
     /// This member is stopping: try another.
     Stopped = Unavailable "etcdserver: server stopped",
 

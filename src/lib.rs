@@ -10,6 +10,9 @@
 //! **A linearizable get.** [`server::read`] passes the barrier: [`raft::read_index`] confirms the leader and says what
 //! must be applied; then a view of [`mvcc`] is read, without a lock.
 //!
+//! **A watch.** [`raft::state_machine`] tells [`server::watches`] what changed, through [`raft::feed`]; its hub hands it to
+//! those who watch, and reads to those behind from [`mvcc`]; `api::watch` sends it.
+//!
 //! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`backup`], [`raft`], [`server`], [`api`],
 //! [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`] and [`config`]. `docs/architecture.md`
 //! has the rest.

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 /// Rewrites the refusal of too large messages.
@@ -71,6 +72,16 @@ fn rewrite(headers: &mut HeaderMap) {
     if let Ok(text) = HeaderValue::from_str(&text) {
         headers.insert("grpc-status", RESOURCE_EXHAUSTED);
         headers.insert("grpc-message", text);
+    }
+}
+
+/// The same for a refusal in the middle of a stream of requests.
+pub fn corrected(status: Status) -> Status {
+    match sizes(status.message()) {
+        Some((size, limit)) if status.code() == Code::OutOfRange => Status::resource_exhausted(format!(
+            "grpc: received message larger than max ({size} vs. {limit})"
+        )),
+        _ => status,
     }
 }
 

@@ -9,6 +9,7 @@ mod learner;
 mod lease;
 mod limits;
 mod maintenance;
+mod watch;
 
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -20,15 +21,12 @@ use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
-use crate::server::Server;
 use crate::server::auth::Credentials;
+use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
 
 pub use learner::VotersOnly;
 pub use limits::LimitErrors;
-
-/// What etcd adds to `--max-request-bytes` for the envelope.
-const ENVELOPE: usize = 512 * 1024;
 
 /// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
 pub const ETCD_VERSION: &str = "3.5.21";
@@ -57,6 +55,7 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     .add_service(cluster.max_decoding_message_size(limit))
     .add_service(AuthServer::new(auth::Auth::new(server.clone())).max_decoding_message_size(limit))
     .add_service(maintenance.max_decoding_message_size(limit))
+    .add_service(watch::WatchServer::new(server.clone()))
     .add_service(health)
     .add_service(reflection);
     Ok(Routes::from(

@@ -5,9 +5,13 @@
 //! a             put    put    del    put
 //!               └─ generation 1 ┘    └─ generation 2
 //! at(4) = the put at 4      at(5), at(6) = nothing      at(7) = the put at 7: create revision 7, version 1
-//! compact(5): nothing of generation 1 is visible at or after 5, so all of it goes
 //! compact(4): the put at 4 stays, as 4 itself remains readable
+//! compact(5): nothing of generation 1 is visible at or after 5, so its puts go
 //! ```
+//!
+//! The delete at 5 outlives compact(5), though no read can see it: a watch may begin at the compacted revision, and
+//! must be told of all that happened there. (etcd forgets such deletes.) It goes with the next compaction, and is no
+//! part of the checksum.
 
 use super::Revision;
 use super::block::Version;
@@ -86,7 +90,7 @@ impl History {
         self.versions[..newer].last().filter(|meta| !meta.is_tombstone())
     }
 
-    /// The versions that are kept once `compacted` is the compacted revision, newest version at or before it included.
+    /// The versions that can be read once `compacted` is the compacted revision, newest version at or before it included.
     pub fn kept(&self, compacted: i64) -> &[Meta] {
         let newer = self
             .versions
@@ -97,10 +101,13 @@ impl History {
         &self.versions[visible.unwrap_or(newer)..]
     }
 
-    /// Forgets what is not kept, and tells what that was.
+    /// Forgets what can neither be read nor watched any more, and tells what that was.
     pub fn compact(&mut self, compacted: i64, forgotten: &mut Vec<Revision>) {
-        let kept = self.kept(compacted).len();
-        let gone = self.versions.len() - kept;
+        let readable = self.versions.len() - self.kept(compacted).len();
+        let watchable = self
+            .versions
+            .partition_point(|meta| meta.revision.main < compacted);
+        let gone = readable.min(watchable);
         if gone > 0 {
             forgotten.extend(self.versions.drain(..gone).map(|meta| meta.revision));
             self.versions.shrink_to_fit();
@@ -149,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn compaction_keeps_what_is_visible_at_or_after_it() {
+    fn compaction_keeps_what_is_visible_or_happens_at_or_after_it() {
         let left = |compacted| {
             let (mut history, mut forgotten) = (example(), Vec::new());
             history.compact(compacted, &mut forgotten);
@@ -163,16 +170,19 @@ mod tests {
         assert_eq!(left(1), [2, 4, 5, 7]);
         assert_eq!(left(3), [2, 4, 5, 7]);
         assert_eq!(left(4), [4, 5, 7]);
-        assert_eq!(left(5), [7]);
+        assert_eq!(left(5), [5, 7]);
+        assert_eq!(left(6), [7]);
         assert_eq!(left(7), [7]);
     }
 
     #[test]
-    fn compacting_a_deleted_key_leaves_nothing() {
+    fn compacting_beyond_a_delete_leaves_nothing() {
         let (mut history, mut forgotten) = (History::default(), Vec::new());
         history.push(meta(2, 2, 1));
         history.push(meta(3, 0, 0));
         history.compact(3, &mut forgotten);
+        assert!(!history.is_empty() && history.kept(3).is_empty());
+        history.compact(4, &mut forgotten);
         assert!(history.is_empty());
     }
 }

@@ -130,6 +130,7 @@ fn index(inner: &mut Inner, version: &Version) -> Result<()> {
         return Err(corrupt("versions are not in revision order"));
     }
     inner.saved = version.revision;
+    inner.evicted = version.revision;
     inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
     inner.push(&version.kv.key, Meta::of(version));
     Ok(())

@@ -22,6 +22,7 @@
 
 mod attached;
 pub mod block;
+mod changes;
 pub mod history;
 mod load;
 mod save;
@@ -40,6 +41,7 @@ use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Engine, Error, Result, keys};
 
 pub use block::Version;
+pub use changes::Changes;
 pub use load::{SnapshotSource, records_of, with_mark};
 pub use save::Saver;
 pub use write::Write;
@@ -154,6 +156,8 @@ struct Inner {
     recent_bytes: usize,
     /// The newest saved revision: what is beyond is only in memory.
     saved: Revision,
+    /// The newest revision that left memory: what is up to here is only in the engine.
+    evicted: Revision,
     unsaved_bytes: usize,
     /// As the writer has it; readers see `sealed`.
     revision: i64,
@@ -191,6 +195,7 @@ impl Inner {
             recent: BTreeMap::new(),
             recent_bytes: 0,
             saved: Revision::default(),
+            evicted: Revision::default(),
             unsaved_bytes: 0,
             revision: FIRST,
             compacted: NEVER_COMPACTED,

@@ -119,6 +119,7 @@ impl Saver {
         while inner.recent_bytes > self.store.options.recent_bytes {
             match inner.recent.first_entry() {
                 Some(oldest) if *oldest.key() <= inner.saved => {
+                    inner.evicted = *oldest.key();
                     inner.recent_bytes -= oldest.remove().size();
                 }
                 _ => break,

@@ -10,11 +10,12 @@
 //!   still trusts its own.
 //! * our own encodings on disk and wire ([`entry`]).
 //!
-//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`snapshot`] snapshot files ·
-//! [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time · [`replica`] all of it, opened
-//! and running.
+//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`feed`] what was applied, for watchers ·
+//! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time ·
+//! [`replica`] all of it, opened and running.
 
 pub mod entry;
+pub mod feed;
 pub mod identity;
 pub mod log_store;
 pub mod membership;

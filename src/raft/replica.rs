@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
 use super::entry::{decode_log_id, from_wire_log_id};
+use super::feed::Feed;
 use super::identity::Identity;
 use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
@@ -224,6 +225,7 @@ struct Inner {
     reader: Reader,
     applied: watch::Receiver<u64>,
     members: watch::Receiver<()>,
+    feed: Feed,
     rounds: Rounds,
     failure: Failure,
     timing: Timing,
@@ -243,6 +245,7 @@ impl Replica {
         let (applied_tx, applied) = watch::channel(0);
         let (members_tx, members) = watch::channel(());
         let (closed_tx, closed) = oneshot::channel();
+        let feed = Feed::default();
         let shell = Shell {
             snapshots: snapshots.clone(),
             fresh_engine: opened.fresh_engine,
@@ -250,6 +253,7 @@ impl Replica {
             lease_sink: options.lease_sink.clone(),
             applied: applied_tx,
             members: members_tx,
+            feed: feed.clone(),
             failure: failure.clone(),
             token_sink: options.token_sink.clone(),
             closed: closed_tx,
@@ -286,6 +290,7 @@ impl Replica {
             reader,
             applied,
             members,
+            feed,
             rounds,
             failure,
             timing: options.timing,
@@ -462,6 +467,11 @@ impl Replica {
             })
             .await
             .map_err(|fatal| fatal.to_string())
+    }
+
+    /// What is applied, as it happens; for one listener.
+    pub fn feed(&self) -> &Feed {
+        &self.inner.feed
     }
 
     /// The vote that this member holds in memory.

@@ -2,8 +2,8 @@
 //!
 //! One call of `apply` brings a run of committed entries. Each is applied in memory; then the batch is *sealed* with
 //! the shell's mark (the applied log id and the membership), which publishes its revision to readers in one step;
-//! then the applied index is announced to waiting reads; and only then do proposers get their answers. Whoever has an
-//! answer can therefore read what it says.
+//! then the applied index is announced to waiting reads, and what changed to those who watch ([`Feed`]); and only then
+//! do proposers get their answers. Whoever has an answer, or an event, can therefore read what it says.
 //!
 //! The engine (sled) is written behind: a thread of its own commits everything sealed so far, mark included, as one
 //! batch, and reclaims compacted versions in slices. What it lags, the log replays. If it falls too far behind, apply
@@ -24,13 +24,16 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
+use super::feed::Feed;
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{Command, Done};
 use crate::raft::replica::Failure;
-use crate::state::{LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State, TokenChange};
+use crate::state::{
+    Changes, LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State, TokenChange,
+};
 use crate::storage::Engine;
 
 /// Entries sealed and answered together at most: bounds the wait of the first for the last.
@@ -97,6 +100,8 @@ pub struct Shell {
     pub token_sink: TokenSink,
     /// Announces that the members' records may have changed.
     pub members: watch::Sender<()>,
+    /// Tells those who watch.
+    pub feed: Feed,
     /// Reports what must stop this member.
     pub failure: Failure,
     /// Dropped when the state machine is gone and all of it is saved.
@@ -113,6 +118,8 @@ pub struct StateMachine {
     leases: LeaseChanges,
     /// Whether members' records changed since the last seal.
     members_changed: bool,
+    /// What was applied since the last seal, and the revision that it led to.
+    changes: Changes,
     // Dropped in this order: the saver saves the rest, the engine is flushed, then `shell.closed` tells.
     saving: Saving,
     engine: Flushed,
@@ -139,11 +146,16 @@ impl StateMachine {
             .applied
             .send_replace(mark.applied.map_or(0, |log_id| log_id.index));
         let saving = Saving::start(state.saver(), shell.failure.clone());
+        let changes = Changes {
+            last: state.reader().revision(),
+            ..Changes::default()
+        };
         StateMachine {
             state,
             mark,
             leases: LeaseChanges::new(),
             members_changed: false,
+            changes,
             saving,
             engine: Flushed(engine),
             engine_dir,
@@ -171,11 +183,13 @@ impl StateMachine {
             term: log_id.leader_id.term,
             index: log_id.index,
         };
-        let outcome = self.state.apply(place, &command).map_err(io::Error::other)?;
+        let mut outcome = self.state.apply(place, &command).map_err(io::Error::other)?;
         self.leases.extend(outcome.leases);
         if let Some(change) = outcome.tokens {
             (self.shell.token_sink)(change);
         }
+        self.changes.events.append(&mut outcome.events);
+        self.changes.last = outcome.revision;
         Ok(Reply(outcome.response))
     }
 
@@ -200,6 +214,15 @@ impl StateMachine {
         self.shell
             .applied
             .send_replace(self.mark.applied.map_or(0, |log_id| log_id.index));
+        if !self.changes.events.is_empty() {
+            let next = Changes {
+                last: self.changes.last,
+                ..Changes::default()
+            };
+            self.shell
+                .feed
+                .publish(std::mem::replace(&mut self.changes, next));
+        }
         for (responder, reply) in answers.drain(..) {
             responder.send(reply);
         }
@@ -277,6 +300,8 @@ impl RaftStateMachine<Types> for StateMachine {
         self.mark = mark;
         self.members_changed = true;
         self.publish(&mut Vec::new());
+        self.changes.last = self.state.reader().revision();
+        self.shell.feed.jump(self.changes.last);
         Ok(())
     }
 

@@ -36,6 +36,7 @@ fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
         lease_sink: Arc::new(|_| {}),
         token_sink: Arc::new(|_| {}),
         members: watch::channel(()).0,
+        feed: Default::default(),
         failure: Failure::default(),
         closed: oneshot::channel().0,
     };

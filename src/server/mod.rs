@@ -11,6 +11,7 @@ pub mod members;
 pub mod propose;
 pub mod read;
 pub mod space;
+pub mod watches;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use self::members::{Members, Rules, Whereabouts};
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
 use self::space::{Room, Space};
+use self::watches::Watches;
 use crate::api;
 use crate::config::Config;
 use crate::error::Error;
@@ -52,6 +54,8 @@ use crate::storage::fs::RealFs;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Between attempts to publish this member's addresses.
 const PUBLISH_RETRY: Duration = Duration::from_millis(200);
+/// What etcd adds to `--max-request-bytes` for the envelope.
+pub const ENVELOPE: usize = 512 * 1024;
 /// Memory for the engine's own cache.
 const ENGINE_CACHE: u64 = 64 << 20;
 /// How often it is looked again who asks, while users and roles keep changing.
@@ -63,6 +67,7 @@ pub struct Server {
     replica: Replica,
     proposer: Proposer,
     barrier: Barrier,
+    watches: Watches,
     gate: Gate,
     members: Members,
     backups: Backups,
@@ -84,6 +89,11 @@ impl Server {
     /// What a linearizable read waits for.
     pub fn barrier(&self) -> &Barrier {
         &self.barrier
+    }
+
+    /// Watches of what is applied here.
+    pub fn watches(&self) -> &Watches {
+        &self.watches
     }
 
     /// Changes of the membership.
@@ -293,6 +303,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ),
         members: Members::new(replica.clone(), wishes.clone(), timeout),
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
+        watches: watches(&config, &replica),
     };
 
     let peer_service = PeerService::server(
@@ -401,6 +412,7 @@ async fn serve_clients(
     server.replica.hand_over().await;
     // Streams that would never end by themselves.
     server.lessor.close();
+    server.watches.close();
     stop.send_replace(true);
     let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
     if drained.is_err() {
@@ -432,6 +444,19 @@ fn meeting(config: &Config) -> Meeting {
         existing_only: config.initial_cluster_existing || !config.join.is_empty(),
         join: config.join.clone(),
     }
+}
+
+fn watches(config: &Config, replica: &Replica) -> Watches {
+    let options = watches::hub::Options {
+        progress_interval: config.watch_progress_notify_interval,
+        fragment_bytes: config.max_request_bytes + ENVELOPE,
+    };
+    Watches::start(
+        replica.reader().clone(),
+        replica.feed().clone(),
+        replica.failure().clone(),
+        options,
+    )
 }
 
 fn limits(config: &Config, timeout: Duration) -> Limits {

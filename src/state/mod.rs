@@ -35,7 +35,7 @@ pub use range::ReadError;
 
 use self::auth::{Auth, Who};
 use crate::error::Error;
-use crate::mvcc::{Store, Versions, View, Write};
+use crate::mvcc::{Store, Versions, Write};
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmType, CompactionRequest, CompactionResponse, RangeRequest, RangeResponse,
     ResponseHeader, TxnRequest, TxnResponse,
@@ -47,7 +47,7 @@ use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
 use crate::storage::{self, Engine, keys};
 
-pub use crate::mvcc::{Options, Saver, SnapshotSource};
+pub use crate::mvcc::{Changes, Options, Saver, SnapshotSource, View};
 
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Status};
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::process::wait_for;
 use crate::support::rpc::{channel, op};
+use crate::support::watcher::{WatchStream, watch, watch_all};
 
 /// A request with a token, or with none.
 fn with<T>(token: Option<&str>, message: T) -> Request<T> {
@@ -258,4 +259,93 @@ async fn tokens_go_with_their_user_and_its_password() {
     get(&cluster, 2, Some("whatever"), "b")
         .await
         .expect("nor are tokens");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_needs_the_right_to_read_and_ends_with_it() {
+    let cluster = Cluster::start(1).await;
+    let endpoint = &cluster.members[0].client_url;
+    let mut unknown = WatchStream::open(endpoint).await.expect("a stream");
+    assert!(
+        !unknown.create(watch("b", "", 0)).await.canceled,
+        "nobody is asked yet"
+    );
+    let (root, alice) = guard(&cluster).await;
+    let end = unknown.next().await.expect("a response");
+    assert!(end.canceled && end.cancel_reason.ends_with(EMPTY), "{end:?}");
+    for (token, key, range_end, reason) in [
+        (
+            "",
+            "b",
+            "",
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+        ),
+        (
+            "wrong.1",
+            "b",
+            "",
+            "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        ),
+        (
+            &alice,
+            "c",
+            "",
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+        (
+            &alice,
+            "a",
+            "d",
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+        (
+            &alice,
+            "a",
+            "\0",
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+        (
+            &alice,
+            "",
+            "c",
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+    ] {
+        let metadata = [("token", token)];
+        let metadata = if token.is_empty() { &[][..] } else { &metadata[..] };
+        let mut stream = WatchStream::open_with(endpoint, metadata)
+            .await
+            .expect("a stream");
+        let answer = stream.create(watch(key, range_end, 0)).await;
+        assert!(
+            answer.created && answer.canceled && answer.watch_id == -1,
+            "{answer:?}"
+        );
+        assert_eq!(answer.cancel_reason, reason);
+    }
+    let mut alices = WatchStream::open_with(endpoint, &[("token", &alice)])
+        .await
+        .expect("a stream");
+    let mut roots = WatchStream::open_with(endpoint, &[("token", &root)])
+        .await
+        .expect("a stream");
+    assert!(!alices.create(watch("a", "c", 0)).await.canceled);
+    assert!(!roots.create(watch_all(0)).await.canceled);
+    put(&cluster, 0, Some(&alice), "b").await.expect("put");
+    let revoke = AuthUserRevokeRoleRequest {
+        name: "alice".to_string(),
+        role: "writer".to_string(),
+    };
+    auth(&cluster, 0)
+        .user_revoke_role(with(Some(&root), revoke))
+        .await
+        .expect("revoked");
+    put(&cluster, 0, Some(&root), "b").await.expect("put");
+    assert_eq!(alices.told(1).await, ["+b=value @2"]);
+    let end = alices.next().await.expect("a response");
+    assert!(
+        end.canceled && end.events.is_empty() && end.cancel_reason.ends_with(DENIED),
+        "{end:?}"
+    );
+    assert_eq!(roots.told(2).await, ["+b=value @2", "+b=value @3"]);
 }

@@ -16,3 +16,4 @@ mod lease;
 mod membership;
 mod readme;
 mod served;
+mod watch;

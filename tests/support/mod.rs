@@ -12,6 +12,7 @@ pub mod process;
 pub mod proxy;
 pub mod rpc;
 pub mod ties;
+pub mod watcher;
 pub mod workload;
 
 /// A number from the environment, to replace a seed or a length.

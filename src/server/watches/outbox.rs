@@ -1,0 +1,178 @@
+//! What is on its way to one client: a queue with a bound.
+//!
+//! When it is full, nothing is thrown away and nobody waits: the watchers that it can't take more for are set back to
+//! catching up, and are read from the store once there is room. Memory for a slow client is therefore the bound, and
+//! one message beyond it, as what one revision holds is never cut.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::message::Message;
+use crate::error::Error;
+
+/// Bytes that may wait for a client,
+const LIMIT: usize = 1 << 20;
+/// and for each of its watchers: one event may concern them all.
+const LIMIT_PER_WATCHER: usize = 1 << 10;
+
+/// Wakes the thread that catches up.
+#[derive(Default)]
+pub struct Alarm {
+    rung: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Alarm {
+    /// Wakes who waits, or who will wait next.
+    pub fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_one();
+    }
+
+    /// Waits for a ring, `patience` at most.
+    pub fn wait(&self, patience: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.bell.wait_timeout_while(rung, patience, |rung| !*rung);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// The queue of one stream.
+pub struct Outbox {
+    inner: Mutex<Inner>,
+    /// A message came, or the end.
+    news: Notify,
+    /// There is room again.
+    room: Notify,
+    /// Rung when there is room again for watchers that were set back.
+    alarm: Arc<Alarm>,
+}
+
+struct Inner {
+    queue: VecDeque<Message>,
+    bytes: usize,
+    limit: usize,
+    /// Why the stream has ended.
+    end: Option<Error>,
+    /// Somebody was turned away for lack of room.
+    wanted: bool,
+}
+
+impl Inner {
+    /// A full queue is filled again when it has come down to this.
+    fn low(&self) -> usize {
+        self.limit / 2
+    }
+}
+
+impl Outbox {
+    /// An empty one.
+    pub fn new(alarm: Arc<Alarm>) -> Outbox {
+        Outbox {
+            inner: Mutex::new(Inner {
+                queue: VecDeque::new(),
+                bytes: 0,
+                limit: LIMIT,
+                end: None,
+                wanted: false,
+            }),
+            news: Notify::new(),
+            room: Notify::new(),
+            alarm,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the bound, for so many watchers.
+    pub fn set_watchers(&self, watchers: usize) {
+        self.lock().limit = LIMIT + watchers * LIMIT_PER_WATCHER;
+    }
+
+    /// Whether one more message fits. Controls are sent without asking, as whoever asks for them waits for room first.
+    pub fn has_room(&self) -> bool {
+        let inner = self.lock();
+        inner.bytes < inner.limit
+    }
+
+    /// Whether there is room for reading on in the past; if not, the alarm is rung when there is.
+    pub fn has_room_or_rings(&self) -> bool {
+        let mut inner = self.lock();
+        let has_room = inner.bytes < inner.low();
+        inner.wanted |= !has_room;
+        has_room
+    }
+
+    /// Adds a message.
+    pub fn push(&self, message: Message) {
+        let mut inner = self.lock();
+        inner.bytes += message.size();
+        inner.queue.push_back(message);
+        drop(inner);
+        self.news.notify_one();
+    }
+
+    /// Ends the stream; messages that wait are given out before.
+    pub fn end(&self, reason: Error) {
+        let mut inner = self.lock();
+        inner.end.get_or_insert(reason);
+        drop(inner);
+        self.news.notify_one();
+        self.room.notify_waiters();
+    }
+
+    /// The next message; waits for one. An error is the end of the stream, and comes again.
+    pub async fn next(&self) -> Result<Message, Error> {
+        loop {
+            if let Some(next) = self.try_next() {
+                return next;
+            }
+            self.news.notified().await;
+        }
+    }
+
+    /// The next message, if there is one.
+    pub fn try_next(&self) -> Option<Result<Message, Error>> {
+        let mut inner = self.lock();
+        let Some(message) = inner.queue.pop_front() else {
+            return inner.end.map(Err);
+        };
+        let was_full = inner.bytes >= inner.limit;
+        inner.bytes -= message.size();
+        let wanted = inner.bytes < inner.low() && std::mem::take(&mut inner.wanted);
+        let room = was_full && inner.bytes < inner.limit;
+        drop(inner);
+        if room {
+            self.room.notify_waiters();
+        }
+        if wanted {
+            self.alarm.ring();
+        }
+        Some(Ok(message))
+    }
+
+    /// Waits until there is room for controls. An error is the end of the stream.
+    pub async fn await_room(&self) -> Result<(), Error> {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            // Registered before looking, so that no room is missed.
+            room.as_mut().enable();
+            {
+                let inner = self.lock();
+                if let Some(reason) = inner.end {
+                    return Err(reason);
+                }
+                if inner.bytes < inner.limit {
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+}
