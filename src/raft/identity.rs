@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use tonic::Status;
 
@@ -19,6 +20,7 @@ pub type Persist = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 pub struct Identity {
     member_id: u64,
     cluster_id: AtomicU64,
+    adopting: Mutex<()>,
     persist: Persist,
 }
 
@@ -28,6 +30,7 @@ impl Identity {
         Identity {
             member_id,
             cluster_id: AtomicU64::new(cluster_id),
+            adopting: Mutex::default(),
             persist,
         }
     }
@@ -42,8 +45,18 @@ impl Identity {
         self.cluster_id.load(Ordering::Acquire)
     }
 
-    /// Joins a cluster, for good. The id is on disk when this returns.
+    /// Joins a cluster, for good. The id is on disk when this returns. A member that belongs to another one already
+    /// stays there: that is an error.
     pub fn adopt(&self, cluster_id: u64) -> io::Result<()> {
+        let _one_at_a_time = self.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.cluster_id() {
+            0 => {}
+            mine if mine == cluster_id => return Ok(()),
+            mine => {
+                let text = format!("this member belongs to cluster {mine:x}, not to {cluster_id:x}");
+                return Err(io::Error::other(text));
+            }
+        }
         (self.persist)(cluster_id)?;
         self.cluster_id.store(cluster_id, Ordering::Release);
         Ok(())

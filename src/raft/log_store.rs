@@ -39,6 +39,31 @@ impl LogStore {
         LogStore { wal }
     }
 
+    /// The log id of an entry, or of the place that the log was purged to.
+    pub fn log_id_at(&self, index: u64) -> io::Result<Option<LogId>> {
+        let purged = self.wal.state().purged.filter(|(upto, _)| *upto == index);
+        match purged {
+            Some((_, mark)) => decode_log_id(&mark).map(Some),
+            None => Ok(self.read(index, index + 1)?.first().map(|entry| entry.log_id())),
+        }
+    }
+
+    /// Drops entries that contradict a snapshot. Its file is on disk before the log is told to let go of what the
+    /// snapshot replaces; a crash in between leaves entries that never were committed where others are.
+    pub fn agree_with(&self, snapshot: &LogId) -> io::Result<()> {
+        match self.log_id_at(snapshot.index)? {
+            Some(found) if found != *snapshot => {
+                tracing::warn!(
+                    index = snapshot.index,
+                    "dropping entries that a snapshot replaced"
+                );
+                self.wal.truncate_after(snapshot.index.checked_sub(1));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn read(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
         self.wal
             .read(from, to, READ_BYTES)?

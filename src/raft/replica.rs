@@ -4,9 +4,11 @@
 //! follower, how far things are, and how to stop; it does not decide when to retry or whom to tell.
 //!
 //! **Opening.** Truth is the log and the last snapshot file; the engine is the applied state and may be thrown away.
-//! It is kept when the caller trusts it (clean stop, or the same boot of the machine), it opens, and its mark lies
-//! between what the log was purged to and where the log ends. Otherwise the state is rebuilt from the snapshot, and
-//! openraft applies the log from there.
+//! It is kept when the caller trusts it (clean stop, or the same boot of the machine), it opens, it is not older than
+//! the snapshot, and the entry that it was saved at is in the log (or is where the snapshot ends). It may not be there:
+//! what a quorum of others has on disk is applied here before our own log has it on disk, and a kill then leaves a
+//! saved state that is ahead of its log. Otherwise the state is rebuilt from the snapshot, and openraft applies the
+//! log from there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +24,7 @@ use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
-use super::entry::{decode_log_id, from_wire_log_id};
+use super::entry::from_wire_log_id;
 use super::feed::Feed;
 use super::identity::Identity;
 use super::log_store::LogStore;
@@ -240,7 +242,12 @@ impl Replica {
         let failure = Failure::default();
         let wal = open_wal(&options, &failure)?;
         let snapshots = Arc::new(SnapshotStore::open(options.fs.clone(), &options.snapshot_dir)?);
-        let opened = open_state(&options, &wal, &snapshots)?;
+        let log = LogStore::new(wal.clone());
+        let snapshot_at = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id);
+        if let Some(at) = &snapshot_at {
+            log.agree_with(at)?;
+        }
+        let opened = open_state(&options, &log, &snapshots)?;
         let reader = opened.state.reader();
         let (applied_tx, applied) = watch::channel(0);
         let (members_tx, members) = watch::channel(());
@@ -268,7 +275,7 @@ impl Replica {
             options.identity.member_id(),
             Arc::new(config),
             Network::new(peers.clone()),
-            LogStore::new(wal.clone()),
+            log,
             machine,
         )
         .await
@@ -662,10 +669,10 @@ struct Opened {
     fresh_engine: FreshEngine,
 }
 
-fn open_state(options: &Options, wal: &Wal, snapshots: &SnapshotStore) -> Result<Opened, OpenError> {
+fn open_state(options: &Options, log: &LogStore, snapshots: &SnapshotStore) -> Result<Opened, OpenError> {
     std::fs::create_dir_all(&options.state_dir)?;
     let fresh_engine = fresh_engine(&options.state_dir, options.engine_cache);
-    if let Some((state, mark, engine, dir)) = continue_state(options, wal, snapshots)? {
+    if let Some((state, mark, engine, dir)) = continue_state(options, log, snapshots)? {
         return Ok(Opened {
             state,
             mark,
@@ -693,7 +700,7 @@ type Continued = (State, Mark, Arc<dyn Engine>, PathBuf);
 /// The state as the engine has it, if it can be trusted; says why if not.
 fn continue_state(
     options: &Options,
-    wal: &Wal,
+    log: &LogStore,
     snapshots: &SnapshotStore,
 ) -> Result<Option<Continued>, OpenError> {
     let dirs = engine_dirs(&options.state_dir)?;
@@ -707,7 +714,7 @@ fn continue_state(
         return Ok(None);
     }
     for dir in dirs.into_iter().rev() {
-        match try_engine(&dir, options.engine_cache, wal, snapshots) {
+        match try_engine(&dir, options.engine_cache, log, snapshots) {
             Ok((state, mark, engine)) => return Ok(Some((state, mark, engine, dir))),
             Err(why) => {
                 tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from")
@@ -721,7 +728,7 @@ fn continue_state(
 fn try_engine(
     dir: &Path,
     cache: u64,
-    wal: &Wal,
+    log: &LogStore,
     snapshots: &SnapshotStore,
 ) -> Result<(State, Mark, Arc<dyn Engine>), String> {
     let engine = crate::storage::open_engine(dir, cache).map_err(|error| error.to_string())?;
@@ -729,26 +736,23 @@ fn try_engine(
         State::open(engine.clone(), state::Options::default()).map_err(|error| error.to_string())?;
     let mark = mark.ok_or("it holds no complete state")?;
     let mark = Mark::decode(&mark).map_err(|error| error.to_string())?;
-    let applied = mark.applied.map_or(0, |log_id| log_id.index);
-    let log = wal.state();
-    let purged = log
-        .purged
-        .as_ref()
-        .map(|(_, mark)| decode_log_id(mark))
-        .transpose()
-        .map_err(|e| e.to_string())?;
-    let start = purged.map_or(0, |log_id| log_id.index);
-    let end = log.last.unwrap_or(start);
-    let snapshot = snapshots
-        .current()
-        .and_then(|snapshot| snapshot.meta.last_log_id)
-        .map_or(0, |id| id.index);
-    if applied < start.max(snapshot) || applied > end.max(snapshot) {
-        return Err(format!(
-            "it is at entry {applied}, the log spans {start} to {end}"
-        ));
-    }
+    let snapshot = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id);
+    check_place(mark.applied, log, snapshot)?;
     Ok((state, mark, engine))
+}
+
+/// Whether a state at `applied` is one that the log, or the snapshot, leads to and goes on from.
+fn check_place(applied: Option<LogId>, log: &LogStore, snapshot: Option<LogId>) -> Result<(), String> {
+    if applied < snapshot {
+        return Err("it is older than the snapshot".to_string());
+    }
+    let Some(applied) = applied.filter(|_| applied != snapshot) else {
+        return Ok(());
+    };
+    match log.log_id_at(applied.index).map_err(|error| error.to_string())? {
+        Some(found) if found == applied => Ok(()),
+        found => Err(format!("it is at entry {applied}, where the log has {found:?}")),
+    }
 }
 
 fn rebuild(engine: Arc<dyn Engine>, snapshots: &SnapshotStore) -> Result<(State, Mark), OpenError> {

@@ -8,14 +8,18 @@
 //! ```
 //!
 //! The crc chain makes a missing, swapped or repeated frame as visible as a damaged one, and the end frame a file that
-//! is cut short. A file is written under a temporary name, synced, read back and verified, renamed, and its directory
-//! synced; only then is it current, and only then may the log be purged behind it.
+//! is cut short. A file is written under a temporary name of its own, synced, read back and verified, renamed, and its
+//! directory synced; only then is it current, and only then may the log be purged behind it. A file that comes to
+//! nothing goes with its last user. A newer snapshot is never replaced by an older one: one that was being built while
+//! a newer one arrived is dropped.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::task::block_in_place;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -48,6 +52,21 @@ pub struct SnapshotFile {
     fs: Arc<dyn Fs>,
     path: PathBuf,
     size: u64,
+    /// Set while it has a temporary name.
+    unfinished: Option<Arc<Unfinished>>,
+}
+
+/// A file that is removed with the last who uses it, unless it got another name.
+struct Unfinished {
+    fs: Arc<dyn Fs>,
+    path: PathBuf,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // It was renamed, mostly. What stays by mishap is removed at the next start.
+        let _ = self.fs.remove(&self.path);
+    }
 }
 
 impl std::fmt::Debug for SnapshotFile {
@@ -113,31 +132,41 @@ pub struct SnapshotStore {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     current: Mutex<Option<Snapshot>>,
+    /// One file gets its name at a time.
+    adopting: Mutex<()>,
+    /// Tells temporary files apart.
+    attempts: AtomicU64,
 }
 
 impl SnapshotStore {
-    /// Finds the newest snapshot and verifies it. A damaged one is an error: the log before it is gone.
+    /// Finds the newest snapshot and verifies it. A damaged one is an error: the log before it is gone. Older ones,
+    /// which a crash has left, are removed.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> io::Result<Self> {
         fs.create_dir_all(dir)?;
-        let mut newest: Option<Snapshot> = None;
+        let mut found = Vec::new();
         for name in fs.list(dir)? {
             let path = dir.join(&name);
             if name.ends_with(TEMPORARY) {
                 fs.remove(&path)?;
                 continue;
             }
-            let snapshot = verify(&fs, &path)?;
-            if newest
-                .as_ref()
-                .is_none_or(|newest| newest.meta.last_log_id < snapshot.meta.last_log_id)
-            {
-                newest = Some(snapshot);
-            }
+            found.push(verify(&fs, &path)?);
+        }
+        found.sort_by_key(|snapshot| snapshot.meta.last_log_id);
+        let newest = found.pop();
+        if !found.is_empty() {
+            // The newest one's name is durable before those that it replaces go.
+            fs.sync_dir(dir)?;
+        }
+        for older in found {
+            fs.remove(&older.snapshot.path)?;
         }
         Ok(SnapshotStore {
             fs,
             dir: dir.to_path_buf(),
             current: Mutex::new(newest),
+            adopting: Mutex::default(),
+            attempts: AtomicU64::default(),
         })
     }
 
@@ -149,10 +178,11 @@ impl SnapshotStore {
             .clone()
     }
 
-    /// Writes a snapshot. It is durable and current when this returns.
+    /// Writes a snapshot. It is durable and current when this returns; the answer is a newer one if one has come.
     pub fn build(&self, meta: SnapshotMeta, source: SnapshotSource) -> io::Result<Snapshot> {
         let started = std::time::Instant::now();
-        let path = self.temporary(&meta);
+        let unfinished = self.temporary(&meta);
+        let path = unfinished.path.clone();
         let mut writer = Writer::create(&*self.fs, &path)?;
         writer.frame(&encode_head(&meta))?;
         for record in source.records() {
@@ -180,15 +210,14 @@ impl SnapshotStore {
             last_log_id: head.last.map(from_wire_log_id),
             last_membership: decode_stored_membership(head.membership.clone()).map_err(invalid)?,
         };
-        let path = self.temporary(&meta);
-        // Of an attempt that was broken off.
-        let _ = self.fs.remove(&path);
+        let unfinished = self.temporary(&meta);
+        let path = unfinished.path.clone();
         let file = self.fs.create(&path).map_err(local)?;
         let mut offset = 0;
         let mut next = Some(first);
         while let Some(chunk) = next {
             check_chunk(&chunk, offset, head.size)?;
-            file.write_at(offset, &chunk.data).map_err(local)?;
+            block_in_place(|| file.write_at(offset, &chunk.data)).map_err(local)?;
             offset += chunk.data.len() as u64;
             next = chunks.message().await?;
         }
@@ -198,37 +227,55 @@ impl SnapshotStore {
                 head.size
             )));
         }
-        file.sync_data().map_err(local)?;
-        let found = verify(&self.fs, &path).map_err(invalid)?;
+        block_in_place(|| file.sync_data()).map_err(local)?;
+        let mut found = block_in_place(|| verify(&self.fs, &path)).map_err(invalid)?;
         if found.meta != meta {
             return Err(Status::data_loss("the snapshot is not what its sender says"));
         }
         tracing::info!(upto = ?meta.last_log_id.map(|log_id| log_id.index), bytes = offset, "received a snapshot");
+        found.snapshot.unfinished = Some(Arc::new(unfinished));
         Ok(found)
     }
 
     /// A snapshot became this member's state: its file, moved here if it is elsewhere, is the current one from now on.
     pub fn installed(&self, file: &SnapshotFile, meta: &SnapshotMeta) -> io::Result<()> {
-        if self
-            .current()
-            .is_some_and(|current| current.snapshot.path == file.path)
-        {
+        if self.is_current(meta) {
             return Ok(());
         }
-        let path = self.temporary(meta);
-        if path != file.path {
-            copy(file, &*self.fs, &path)?;
+        if file
+            .unfinished
+            .as_ref()
+            .is_some_and(|file| file.path.parent() == Some(&self.dir))
+        {
+            return self.adopt(&file.path, meta).map(drop);
         }
-        self.adopt(&path, meta).map(drop)
+        let copied = self.temporary(meta);
+        copy(file, &*self.fs, &copied.path)?;
+        self.adopt(&copied.path, meta).map(drop)
     }
 
-    fn temporary(&self, meta: &SnapshotMeta) -> PathBuf {
-        self.dir.join(format!("{}{TEMPORARY}", file_name(meta)))
+    /// Whether the current snapshot is this one, or newer.
+    fn is_current(&self, meta: &SnapshotMeta) -> bool {
+        self.current()
+            .is_some_and(|current| current.meta.last_log_id >= meta.last_log_id)
     }
 
-    /// Verifies a finished file, gives it its name, makes it current and removes those it replaces.
+    fn temporary(&self, meta: &SnapshotMeta) -> Unfinished {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        Unfinished {
+            fs: self.fs.clone(),
+            path: self.dir.join(format!("{}.{attempt}{TEMPORARY}", file_name(meta))),
+        }
+    }
+
+    /// Verifies a finished file, gives it its name, makes it current and removes the one it replaces; or answers the
+    /// current one, if that is as new.
     fn adopt(&self, path: &Path, meta: &SnapshotMeta) -> io::Result<Snapshot> {
         let written = verify(&self.fs, path)?;
+        let _one_at_a_time = self.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = self.current().filter(|_| self.is_current(meta)) {
+            return Ok(current);
+        }
         let target = self.dir.join(file_name(meta));
         self.fs.rename(path, &target)?;
         self.fs.sync_dir(&self.dir)?;
@@ -332,6 +379,7 @@ fn verify(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Snapshot> {
         fs: fs.clone(),
         path: path.to_path_buf(),
         size: frames.size,
+        unfinished: None,
     };
     Ok(Snapshot { meta, snapshot: file })
 }
@@ -347,8 +395,6 @@ struct Writer {
 
 impl Writer {
     fn create(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
-        // Of an attempt that was broken off.
-        let _ = fs.remove(path);
         let mut buffer = BytesMut::with_capacity(WRITE_BYTES + WRITE_BYTES / 4);
         buffer.put_slice(MAGIC);
         buffer.put_u32_le(FORMAT);

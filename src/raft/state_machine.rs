@@ -289,7 +289,7 @@ impl RaftStateMachine<Types> for StateMachine {
             ));
         }
         // Durable before it is state: the log before it is about to be purged.
-        self.shell.snapshots.installed(&file, meta)?;
+        tokio::task::block_in_place(|| self.shell.snapshots.installed(&file, meta))?;
         self.saving.stop();
         self.saving = Saving::start(state.saver(), self.shell.failure.clone());
         self.state.replace(state);

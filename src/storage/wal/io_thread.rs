@@ -380,6 +380,12 @@ impl IoThread {
         Ok(())
     }
 
+    /// Repeats in the last segment what older ones say and must not be forgotten.
+    pub(super) fn carry_on(&mut self, shared: &Shared) -> io::Result<()> {
+        let carried = self.kept.records();
+        self.write(shared, &carried)
+    }
+
     fn close(&mut self, shared: &Shared) -> io::Result<()> {
         self.vouch(shared)?;
         if let Some(making) = self.spare.take() {

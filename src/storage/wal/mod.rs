@@ -172,7 +172,7 @@ impl Index {
             self.first = index;
             self.cached_from = index;
         }
-        debug_assert_eq!(index, self.next(), "entries are contiguous");
+        assert_eq!(index, self.next(), "entries are contiguous");
         self.appends += 1;
         self.cached_bytes += bytes.len();
         self.slots.push_back(Slot {

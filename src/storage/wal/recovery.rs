@@ -73,6 +73,9 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(
 }
 
 /// What was read may be in the machine's memory only: have it on disk, and say so in the log, before relying on it.
+///
+/// The last segment also repeats what older ones say of vote, purge and commit: a crash may have come after it was
+/// begun and before they were carried on to it, and the older ones may be removed soon.
 fn vouch_for_what_was_read(mut thread: IoThread, index: Index) -> Result<(IoThread, Index), WalError> {
     thread.tail.file.sync_data()?;
     thread.tail.durable = thread.tail.at;
@@ -80,6 +83,7 @@ fn vouch_for_what_was_read(mut thread: IoThread, index: Index) -> Result<(IoThre
         index: std::sync::Mutex::new(index),
     };
     thread.vouch(&shared)?;
+    thread.carry_on(&shared)?;
     let index = shared
         .index
         .into_inner()

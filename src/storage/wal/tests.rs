@@ -195,6 +195,48 @@ fn no_crash_loses_what_was_acknowledged() {
     assert!(count >= 100_000, "only {count} states were tried");
 }
 
+/// A log that a crash has left is a log like any other: it goes on, older segments go, and what they said is kept.
+#[test]
+fn a_log_that_came_back_from_a_crash_forgets_nothing_either() {
+    let mut count = 0;
+    for seed in 0..60 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let fs = SimFs::default();
+        fs.record();
+        workload(&fs, &mut rng, 12, false);
+        let mut state = 0;
+        crash_states(&fs.recorded(), &Disk::default(), 2, |disk, _| {
+            state += 1;
+            if state % 5 == seed % 5 {
+                go_on_after_a_crash(disk, seed);
+                count += 1;
+            }
+        });
+    }
+    println!("{count} second lives");
+    assert!(count > 1000, "only {count} were lived");
+}
+
+fn go_on_after_a_crash(disk: Disk, seed: u64) {
+    let (index, after) = recover(disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    let mut model = Model::of(&index);
+    let fs = SimFs::with(after);
+    let wal = open(&fs);
+    let entry = Bytes::from(vec![7; 100]);
+    for op in [Op::Append(vec![entry; 2]), Op::Purge(model.next())] {
+        start(&wal, model.next(), &op);
+        states(&mut model, &op);
+        wait_durable(&wal);
+    }
+    drop(wal);
+    let found = Model::of(
+        &recover(fs.disk())
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"))
+            .0,
+    );
+    assert_eq!(found, model, "seed {seed}, after a second life");
+}
+
 fn last_segment(disk: &Disk) -> (usize, Arc<Vec<u8>>) {
     let mut segments = disk.names.iter().filter(|(name, _)| name.extension().is_some());
     let (_, file) = segments.next_back().expect("a segment");
