@@ -20,6 +20,7 @@
 //! for the next one, never for one that began before them.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,23 @@ type Waiter = oneshot::Sender<Result<LogId, ReadIndexError>>;
 /// Reads waiting for a round; bounded, as each belongs to a request that is counted in flight.
 const WAITERS: usize = 65_536;
 
+/// Asks a voter, within a time, for the vote that it holds in memory.
+pub trait AskVote: Send + Sync + 'static {
+    /// Its vote; none if it does not answer.
+    fn vote_of(&self, id: u64, node: &Node, limit: Duration) -> impl Future<Output = Option<Vote>> + Send;
+}
+
+impl AskVote for Peers {
+    async fn vote_of(&self, id: u64, node: &Node, limit: Duration) -> Option<Vote> {
+        let request = ConfirmVoteRequest {
+            target: Some(self.target(id)),
+        };
+        let mut client = self.client(id, node, Purpose::Control).ok()?;
+        let reply = within(limit, client.confirm_vote(request)).await.ok()?;
+        reply.vote.map(from_wire_vote)
+    }
+}
+
 /// Runs the rounds. Cheap to clone.
 #[derive(Clone)]
 pub struct Rounds {
@@ -61,9 +79,9 @@ pub struct Rounds {
 
 impl Rounds {
     /// Starts the task that runs rounds while reads wait; it ends with the last clone.
-    pub fn start(raft: Raft, peers: Arc<Peers>, limit: Duration) -> Self {
+    pub fn start(raft: Raft, voters: Arc<impl AskVote>, limit: Duration) -> Self {
         let (waiters, queue) = mpsc::channel(WAITERS);
-        tokio::spawn(run(queue, raft, peers, limit));
+        tokio::spawn(run(queue, raft, voters, limit));
         Rounds { waiters }
     }
 
@@ -75,10 +93,10 @@ impl Rounds {
     }
 }
 
-async fn run(mut queue: mpsc::Receiver<Waiter>, raft: Raft, peers: Arc<Peers>, limit: Duration) {
+async fn run(mut queue: mpsc::Receiver<Waiter>, raft: Raft, voters: Arc<impl AskVote>, limit: Duration) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, WAITERS).await > 0 {
-        let result = round(&raft, &peers, limit).await;
+        let result = round(&raft, &*voters, limit).await;
         for waiter in waiting.drain(..) {
             // A reader that gave up is no concern of the others.
             let _ = waiter.send(result);
@@ -93,14 +111,14 @@ struct Standing {
     nodes: Vec<(u64, Node)>,
 }
 
-async fn round(raft: &Raft, peers: &Arc<Peers>, limit: Duration) -> Result<LogId, ReadIndexError> {
+async fn round(raft: &Raft, voters: &impl AskVote, limit: Duration) -> Result<LogId, ReadIndexError> {
     let standing = standing(raft).await?;
     // Used as a cheap getter of the read index: that we still lead is confirmed below, not by its clock.
     let read = match raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
         Ok(linearizer) => *linearizer.read_log_id().log_id(),
         Err(_) => return by_heartbeats(raft).await,
     };
-    match confirmed(raft, peers, &standing, limit).await {
+    match confirmed(raft, voters, &standing, limit).await {
         true => Ok(read),
         false => by_heartbeats(raft).await,
     }
@@ -135,7 +153,7 @@ async fn standing(raft: &Raft) -> Result<Standing, ReadIndexError> {
 }
 
 /// Whether a quorum still holds the leader's vote.
-async fn confirmed(raft: &Raft, peers: &Arc<Peers>, standing: &Standing, limit: Duration) -> bool {
+async fn confirmed(raft: &Raft, voters: &impl AskVote, standing: &Standing, limit: Duration) -> bool {
     let me = *raft.node_id();
     let mut agreeing = BTreeSet::from([me]);
     if is_quorum(&standing.voters, &agreeing) {
@@ -145,7 +163,7 @@ async fn confirmed(raft: &Raft, peers: &Arc<Peers>, standing: &Standing, limit: 
         .nodes
         .iter()
         .filter(|(id, _)| *id != me)
-        .map(|(id, node)| ask(peers, *id, node, limit))
+        .map(|(id, node)| async move { (*id, voters.vote_of(*id, node, limit).await) })
         .collect();
     while let Some((id, vote)) = asks.next().await {
         if vote == Some(standing.vote) {
@@ -163,20 +181,6 @@ async fn still_holds(raft: &Raft, vote: Vote) -> bool {
     raft.with_raft_state(|state| *state.vote_ref())
         .await
         .is_ok_and(|now| now == vote)
-}
-
-async fn ask(peers: &Peers, id: u64, node: &Node, limit: Duration) -> (u64, Option<Vote>) {
-    let request = ConfirmVoteRequest {
-        target: Some(peers.target(id)),
-    };
-    let reply = async {
-        let mut client = peers.client(id, node, Purpose::Control)?;
-        within(limit, client.confirm_vote(request)).await
-    };
-    (
-        id,
-        reply.await.ok().and_then(|reply| reply.vote).map(from_wire_vote),
-    )
 }
 
 /// A majority of every voter set.

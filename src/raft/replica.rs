@@ -755,7 +755,10 @@ fn check_place(applied: Option<LogId>, log: &LogStore, snapshot: Option<LogId>) 
     }
 }
 
-fn rebuild(engine: Arc<dyn Engine>, snapshots: &SnapshotStore) -> Result<(State, Mark), OpenError> {
+pub(super) fn rebuild(
+    engine: Arc<dyn Engine>,
+    snapshots: &SnapshotStore,
+) -> Result<(State, Mark), OpenError> {
     let Some(snapshot) = snapshots.current() else {
         let (state, _) =
             State::open(engine, state::Options::default()).map_err(|e| OpenError::State(e.to_string()))?;

@@ -96,6 +96,24 @@ impl SnapshotFile {
         Ok(std::iter::from_fn(move || frames.next_frame().transpose()))
     }
 
+    /// A copy on another disk, or under another name.
+    pub fn copy_to(&self, fs: &Arc<dyn Fs>, path: &Path) -> io::Result<SnapshotFile> {
+        let (from, to) = (self.fs.open(&self.path)?, fs.create(path)?);
+        let mut offset = 0;
+        while offset < self.size {
+            let length = (self.size - offset).min(WRITE_BYTES as u64);
+            to.write_at(offset, &from.read_at(offset, length as usize)?)?;
+            offset += length;
+        }
+        to.sync_data()?;
+        Ok(SnapshotFile {
+            fs: fs.clone(),
+            path: path.to_path_buf(),
+            size: self.size,
+            unfinished: None,
+        })
+    }
+
     /// The file in messages for a peer, the first with `head`.
     pub fn chunks(&self, head: SnapshotHead) -> io::Result<ReceiverStream<SnapshotChunk>> {
         let file = self.fs.open(&self.path)?;
@@ -250,7 +268,7 @@ impl SnapshotStore {
             return self.adopt(&file.path, meta).map(drop);
         }
         let copied = self.temporary(meta);
-        copy(file, &*self.fs, &copied.path)?;
+        file.copy_to(&self.fs, &copied.path)?;
         self.adopt(&copied.path, meta).map(drop)
     }
 
@@ -298,17 +316,6 @@ impl SnapshotStore {
         }
         Ok(snapshot)
     }
-}
-
-fn copy(file: &SnapshotFile, fs: &dyn Fs, path: &Path) -> io::Result<()> {
-    let (from, to) = (file.fs.open(&file.path)?, fs.create(path)?);
-    let mut offset = 0;
-    while offset < file.size {
-        let length = (file.size - offset).min(WRITE_BYTES as u64);
-        to.write_at(offset, &from.read_at(offset, length as usize)?)?;
-        offset += length;
-    }
-    to.sync_data()
 }
 
 fn file_name(meta: &SnapshotMeta) -> String {

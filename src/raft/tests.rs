@@ -1,5 +1,10 @@
 //! The stores, held against openraft's own conformance suite, and a snapshot from one member to another.
 
+mod cluster;
+mod confirm;
+mod crash;
+mod lost_entries;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +20,7 @@ use super::log_store::LogStore;
 use super::replica::Failure;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Mark, Shell, StateMachine};
-use super::{CommandBytes, Entry, Types};
+use super::{CommandBytes, Entry, LogId, Types};
 use crate::pb::etcdserverpb::{CompactionRequest, PutRequest};
 use crate::pb::pontoon::command::{Command, command::Op};
 use crate::state::{Options, State};
@@ -27,9 +32,9 @@ fn memory() -> Arc<dyn Engine> {
     Arc::new(Memory::default())
 }
 
-fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
-    let shell = Shell {
-        snapshots: Arc::new(SnapshotStore::open(fs, &PathBuf::from("/snapshots")).expect("opened")),
+fn shell(snapshots: Arc<SnapshotStore>) -> Shell {
+    Shell {
+        snapshots,
         fresh_engine: Arc::new(|| Ok((PathBuf::from("/nowhere"), memory()))),
         options: Options::default(),
         applied: watch::channel(0).0,
@@ -39,10 +44,15 @@ fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
         feed: Default::default(),
         failure: Failure::default(),
         closed: oneshot::channel().0,
-    };
+    }
+}
+
+fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
+    let snapshots = SnapshotStore::open(fs, &PathBuf::from("/snapshots")).expect("opened");
     let engine = memory();
     let (state, _) = State::open(engine.clone(), Options::default()).expect("opened");
-    StateMachine::new(state, Mark::default(), engine, PathBuf::from("/nowhere"), shell)
+    let dir = PathBuf::from("/nowhere");
+    StateMachine::new(state, Mark::default(), engine, dir, shell(Arc::new(snapshots)))
 }
 
 struct Builder;
@@ -64,22 +74,35 @@ async fn the_stores_pass_openrafts_own_suite() {
     Suite::test_all(Builder).await.expect("conformant");
 }
 
-/// Applies commands as openraft would, from index 1 on.
-async fn apply(machine: &mut StateMachine, ops: impl Iterator<Item = Op>) -> u64 {
-    let mut last = 0;
-    for (at, op) in ops.enumerate() {
-        last = at as u64 + 1;
-        let command = Command {
-            header: None,
-            op: Some(op),
-        }
-        .encode_to_vec();
-        let payload = openraft::EntryPayload::Normal(CommandBytes(Bytes::from(command)));
-        let entry = <Entry as openraft::entry::RaftEntry>::new(new_log_id(1, 1, last), payload);
+fn command(op: Op) -> CommandBytes {
+    let command = Command {
+        header: None,
+        op: Some(op),
+    };
+    CommandBytes(Bytes::from(command.encode_to_vec()))
+}
+
+/// Applies commands as openraft would.
+async fn apply_entries(machine: &mut StateMachine, entries: impl Iterator<Item = (LogId, Op)>) {
+    for (log_id, op) in entries {
+        let payload = openraft::EntryPayload::Normal(command(op));
+        let entry = <Entry as openraft::entry::RaftEntry>::new(log_id, payload);
         let entries = futures::stream::iter([Ok((entry, None))]);
         machine.apply(entries).await.expect("applied");
     }
+}
+
+/// Applies commands from an index on; returns the last.
+async fn apply_from(machine: &mut StateMachine, first: u64, ops: impl Iterator<Item = Op>) -> u64 {
+    let ops: Vec<Op> = ops.collect();
+    let last = first + ops.len() as u64 - 1;
+    let ids = (first..).map(|index| new_log_id(1, 1, index));
+    apply_entries(machine, ids.zip(ops)).await;
     last
+}
+
+async fn apply(machine: &mut StateMachine, ops: impl Iterator<Item = Op>) -> u64 {
+    apply_from(machine, 1, ops).await
 }
 
 fn put(key: u32, value: u32) -> Op {

@@ -14,7 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 #[cfg(test)]
-pub use sim::{Disk, SimFs, crash_states};
+pub use sim::{Disk, Op as DiskOp, SimFs, crash_states};
 
 /// A disk.
 pub trait Fs: Send + Sync {

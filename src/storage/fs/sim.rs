@@ -7,15 +7,23 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::{File, Fs};
 
 /// What a disk writes whole or not at all.
 pub const SECTOR: usize = 512;
+/// How often a sync that waits for a stalled disk looks again.
+const STALL_CHECK: Duration = Duration::from_millis(1);
+/// Random choices among the sectors of a torn write.
+const TORN_CHOICES: u64 = 4;
 
 /// An operation, as it was asked for.
+#[allow(missing_docs, reason = "they are the methods of `Fs` and `File`")]
 #[derive(Debug, Clone)]
 pub enum Op {
     Create {
@@ -93,10 +101,16 @@ struct Inner {
     /// Names for files, never reused.
     next: usize,
     log: Option<Vec<Op>>,
+    /// The contents when remembering began.
+    from: Disk,
     /// Fails the sync after so many.
     syncs_until_failure: Option<u32>,
     /// Fails writes beyond so many bytes.
     room: Option<u64>,
+    /// Syncs wait.
+    stalled: bool,
+    /// Nothing works any more.
+    dead: bool,
 }
 
 /// The disk. Clones are the same disk.
@@ -124,7 +138,9 @@ impl SimFs {
 
     /// Remembers operations from now on.
     pub fn record(&self) {
-        self.lock().log = Some(Vec::new());
+        let mut inner = self.lock();
+        inner.from = inner.disk.clone();
+        inner.log = Some(Vec::new());
     }
 
     /// The operations remembered.
@@ -137,6 +153,11 @@ impl SimFs {
         if let Some(log) = &mut self.lock().log {
             log.push(Op::Mark { mark });
         }
+    }
+
+    fn is_stalled(&self) -> bool {
+        let inner = self.lock();
+        inner.stalled && !inner.dead
     }
 
     /// The contents now.
@@ -154,12 +175,33 @@ impl SimFs {
         self.lock().room = Some(bytes);
     }
 
-    fn act(&self, op: Op) {
+    /// Syncs wait from now on, or go on.
+    pub fn stall(&self, stalled: bool) {
+        self.lock().stalled = stalled;
+    }
+
+    /// The machine loses power: what was synced stays, and of the rest what `keeps` says. Whoever still uses this disk
+    /// gets errors; the one returned is what the machine finds when it starts again. Operations are remembered on it,
+    /// as they must have been on this one from the start.
+    pub fn lose_power(&self, keeps: impl FnMut(&Op) -> bool) -> SimFs {
         let mut inner = self.lock();
+        inner.dead = true;
+        let ops = inner.log.take().expect("operations were remembered");
+        let left = SimFs::with(after_power_loss(&ops, &inner.from, keeps));
+        left.record();
+        left
+    }
+
+    fn act(&self, op: Op) -> io::Result<()> {
+        let mut inner = self.lock();
+        if inner.dead {
+            return Err(io::Error::other("the machine has no power"));
+        }
         inner.disk.apply(&op);
         if let Some(log) = &mut inner.log {
             log.push(op);
         }
+        Ok(())
     }
 }
 
@@ -195,7 +237,7 @@ impl Fs for SimFs {
         self.act(Op::Create {
             file,
             path: path.to_path_buf(),
-        });
+        })?;
         Ok(Box::new(SimFile {
             fs: self.clone(),
             file,
@@ -217,8 +259,7 @@ impl Fs for SimFs {
         self.act(Op::Rename {
             from: from.to_path_buf(),
             to: to.to_path_buf(),
-        });
-        Ok(())
+        })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -227,15 +268,13 @@ impl Fs for SimFs {
         }
         self.act(Op::Remove {
             path: path.to_path_buf(),
-        });
-        Ok(())
+        })
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.act(Op::SyncDir {
             dir: dir.to_path_buf(),
-        });
-        Ok(())
+        })
     }
 }
 
@@ -278,18 +317,19 @@ impl File for SimFile {
             file: self.file,
             offset,
             data: Bytes::copy_from_slice(data),
-        });
-        Ok(())
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        while self.fs.is_stalled() {
+            std::thread::sleep(STALL_CHECK);
+        }
         match &mut self.fs.lock().syncs_until_failure {
             Some(0) => return Err(io::Error::other("the disk failed to sync")),
             Some(left) => *left -= 1,
             None => {}
         }
-        self.fs.act(Op::Sync { file: self.file });
-        Ok(())
+        self.fs.act(Op::Sync { file: self.file })
     }
 }
 
@@ -303,17 +343,36 @@ pub fn crash_states(ops: &[Op], from: &Disk, choices: usize, mut check: impl FnM
     for op in ops {
         match op {
             Op::Mark { mark: said } => mark = *said,
-            Op::Sync { file } => settle(
-                &mut durable,
-                &mut pending,
-                |op| matches!(op, Op::Write { file: of, .. } if of == file),
-            ),
+            Op::Sync { file } => settle(&mut durable, &mut pending, |op| is_write_of(op, *file)),
             Op::SyncDir { dir } => settle(&mut durable, &mut pending, |op| is_name_in(op, dir)),
             op => pending.push(op.clone()),
         }
         count += leftovers(&durable, &pending, choices, &mut |disk| check(disk, mark));
     }
     count
+}
+
+/// What was synced, and of the rest what `keeps` says.
+fn after_power_loss(ops: &[Op], from: &Disk, mut keeps: impl FnMut(&Op) -> bool) -> Disk {
+    let mut durable = from.clone();
+    let mut pending: Vec<Op> = Vec::new();
+    for op in ops {
+        match op {
+            Op::Mark { .. } => {}
+            Op::Sync { file } => settle(&mut durable, &mut pending, |op| is_write_of(op, *file)),
+            Op::SyncDir { dir } => settle(&mut durable, &mut pending, |op| is_name_in(op, dir)),
+            op => pending.push(op.clone()),
+        }
+    }
+    pending
+        .iter()
+        .filter(|op| keeps(op))
+        .for_each(|op| durable.apply(op));
+    durable
+}
+
+fn is_write_of(op: &Op, file: usize) -> bool {
+    matches!(op, Op::Write { file: of, .. } if *of == file)
 }
 
 fn is_name_in(op: &Op, dir: &Path) -> bool {
@@ -359,7 +418,7 @@ fn leftovers(durable: &Disk, pending: &[Op], choices: usize, check: &mut impl Fn
     count + torn(durable, pending, check)
 }
 
-/// The last write, cut at a sector, from either end.
+/// The last write, cut at a sector, from either end; and with some of its sectors, chosen at random.
 fn torn(durable: &Disk, pending: &[Op], check: &mut impl FnMut(Disk)) -> u64 {
     let Some((Op::Write { file, offset, data }, before)) = pending.split_last() else {
         return 0;
@@ -378,5 +437,26 @@ fn torn(durable: &Disk, pending: &[Op], check: &mut impl FnMut(Disk)) -> u64 {
             count += 1;
         }
     }
+    if first_cut < data.len() {
+        for seed in 0..TORN_CHOICES {
+            let mut disk = durable.clone();
+            before.iter().for_each(|op| disk.apply(op));
+            some_sectors(&mut disk, *file, *offset as usize, data, seed);
+            check(disk);
+            count += 1;
+        }
+    }
     count
+}
+
+fn some_sectors(disk: &mut Disk, file: usize, offset: usize, data: &[u8], seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut at = 0;
+    while at < data.len() {
+        let end = (at + SECTOR - (offset + at) % SECTOR).min(data.len());
+        if rng.random() {
+            disk.write(file, offset + at, &data[at..end]);
+        }
+        at = end;
+    }
 }

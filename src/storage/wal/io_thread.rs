@@ -61,6 +61,8 @@ pub(super) struct IoThread {
     pub committed: Option<Bytes>,
     /// What a new segment must repeat, as older ones go.
     pub kept: Kept,
+    /// Whether it was told to close.
+    pub closing: bool,
 }
 
 /// The newest of what older segments say, as it is on disk.
@@ -132,26 +134,27 @@ impl IoThread {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            let (jobs, close) = self.gather(first, queue);
+            let jobs = self.gather(first, queue);
             self.commit(shared, jobs)?;
-            if close {
+            if self.closing {
                 return self.close(shared);
             }
         }
     }
 
     /// The job and what has queued behind it, up to the bound.
-    fn gather(&self, first: Job, queue: &Receiver<Job>) -> (Vec<Job>, bool) {
+    fn gather(&mut self, first: Job, queue: &Receiver<Job>) -> Vec<Job> {
         let size = |job: &Job| job.records.iter().map(|(record, _)| record.len()).sum::<usize>();
-        let (mut bytes, mut close) = (size(&first), first.close);
+        let mut bytes = size(&first);
+        self.closing = first.close;
         let mut jobs = vec![first];
-        while bytes < self.options.max_batch_bytes && !close {
+        while bytes < self.options.max_batch_bytes && !self.closing {
             let Ok(job) = queue.try_recv() else { break };
             bytes += size(&job);
-            close = job.close;
+            self.closing = job.close;
             jobs.push(job);
         }
-        (jobs, close)
+        jobs
     }
 
     /// Writes and syncs the jobs' records, then calls back. On failure everybody in the batch is told.
@@ -403,19 +406,26 @@ impl IoThread {
         self.fs.sync_dir(&self.dir)
     }
 
-    /// After a failure: everybody who waits, and everybody who comes, is told.
+    /// After a failure: everybody who waits, and everybody who comes until the log is closed, is told.
     fn fail(&self, queue: &Receiver<Job>, error: &io::Error) {
         if let Some(stop) = &self.options.stop {
             stop(error);
         }
-        while let Ok(job) = queue.recv() {
+        let mut closing = self.closing;
+        while let Some(job) = next(queue, closing) {
             if let Some(done) = job.done {
                 done(Err(copy(error)));
             }
-            if job.close {
-                return;
-            }
+            closing |= job.close;
         }
+    }
+}
+
+/// The next job; of a log that was told to close, only what is in the queue.
+fn next(queue: &Receiver<Job>, closing: bool) -> Option<Job> {
+    match closing {
+        true => queue.try_recv().ok(),
+        false => queue.recv().ok(),
     }
 }
 

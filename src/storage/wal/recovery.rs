@@ -68,6 +68,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(
         spare: None,
         committed: None,
         kept,
+        closing: false,
     };
     vouch_for_what_was_read(thread, index)
 }

@@ -372,6 +372,17 @@ fn a_failed_sync_stops_the_log_for_good() {
 }
 
 #[test]
+fn a_log_that_cannot_be_closed_says_so() {
+    let fs = SimFs::default();
+    let wal = open(&fs);
+    append(&wal, 0).expect("durable");
+    let other = wal.clone();
+    fs.fail_sync_after(0);
+    assert!(wal.close().is_err());
+    assert!(append(&other, 1).is_err(), "it is closed all the same");
+}
+
+#[test]
 fn a_full_disk_stops_the_log_and_loses_nothing() {
     let fs = SimFs::default();
     let wal = open(&fs);
