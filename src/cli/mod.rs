@@ -2,42 +2,54 @@
 //!
 //! Data goes to stdout, everything else to stderr.
 
+mod args;
+mod auth;
+mod browse;
+mod check;
 mod cluster;
 mod ctl;
+mod docs;
+mod endpoint;
+mod failed;
 mod format;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod member;
+mod mirror;
+mod output;
+mod password;
 mod snapshot;
 mod txn;
+mod watch;
+mod words;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
 
 use crate::config::{self, Values};
-
-/// etcdctl's exit codes.
-mod exit {
-    pub const ERROR: u8 = 1;
-    pub const BAD_CONNECTION: u8 = 2;
-    pub const INVALID_INPUT: u8 = 3;
-    pub const UNHEALTHY: u8 = 5;
-    /// Ours: the member was removed from its cluster; to start it again is no use.
-    pub const REMOVED: u8 = 6;
-    pub const BAD_ARGUMENTS: u8 = 128;
-}
+use failed::exit;
 
 /// Parses the arguments and does what they say.
 pub fn run() -> ExitCode {
-    let matches = match command().try_get_matches() {
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let command = match is_etcdctl(&given) {
+        true => etcdctl_command(),
+        false => command(),
+    };
+    let given = args::spelled_out(&command, given);
+    let matches = match command.try_get_matches_from(given) {
         Ok(matches) => matches,
         Err(error) => {
             // Where help goes; an error here could not be told anyway.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(exit::BAD_ARGUMENTS)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return ExitCode::from(usage_code(&error));
         }
     };
     abort_on_panic();
@@ -54,6 +66,27 @@ pub fn run() -> ExitCode {
     code
 }
 
+/// Whether this was started by etcdctl's name, as a link to it may have.
+fn is_etcdctl(given: &[OsString]) -> bool {
+    let name = given.first().map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| name == ctl::ETCDCTL)
+}
+
+/// etcdctl's code for what was typed wrong: 128 for arguments, 1 for options and verbs that there are not.
+fn usage_code(error: &clap::Error) -> u8 {
+    let is_option = || match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => name.starts_with('-'),
+        _ => false,
+    };
+    match error.kind() {
+        _ if !error.use_stderr() => 0,
+        ErrorKind::MissingRequiredArgument => exit::BAD_ARGUMENTS,
+        ErrorKind::UnknownArgument if !is_option() => exit::BAD_ARGUMENTS,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => exit::BAD_ARGUMENTS,
+        _ => exit::ERROR,
+    }
+}
+
 fn command() -> Command {
     let serve = config::arguments(Command::new("serve").about("Run one member of a cluster"));
     let command = Command::new("pontoon")
@@ -63,13 +96,25 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(serve)
         .subcommand(cluster::command());
-    ctl::commands(command)
+    ctl::commands(command).subcommands(docs::commands())
+}
+
+/// The verbs that etcdctl has, and ours that go with them.
+fn etcdctl_command() -> Command {
+    let command = Command::new(ctl::ETCDCTL)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A client of Pontoon and of etcd")
+        .subcommand_required(true)
+        .arg_required_else_help(true);
+    ctl::commands(command).subcommands(docs::commands())
 }
 
 async fn dispatch(matches: &ArgMatches) -> ExitCode {
     let result = match matches.subcommand() {
         Some(("serve", matches)) => serve(matches).await,
         Some(("cluster", matches)) => cluster::run(matches).await,
+        Some(("completion", matches)) => docs::completion(command(), matches),
+        Some(("man", matches)) => docs::man(command(), matches),
         Some((verb, verb_matches)) => return ctl::run(matches, verb, verb_matches).await,
         None => Ok(()),
     };

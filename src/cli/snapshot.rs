@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command};
 use serde_json::json;
 
-use super::ctl::{Context, Failed};
-use super::format;
+use super::ctl::Context;
+use super::failed::Failed;
+use super::{format, output};
 use crate::backup::{Backup, Problem, Status};
 
 /// How long the stream may be silent: the other side writes the backup out before it sends any of it.
@@ -40,12 +42,13 @@ pub fn command() -> Command {
 }
 
 /// Runs it.
-pub async fn run(context: &Context, matches: &ArgMatches) -> Result<(), Failed> {
+pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed> {
     match matches.subcommand() {
-        Some(("save", matches)) => save(context, path(matches)).await,
-        Some((_, matches)) => status(context, path(matches)),
-        None => Ok(()),
+        Some(("save", matches)) => save(context, path(matches)).await?,
+        Some((_, matches)) => status(context, path(matches))?,
+        None => {}
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn path(matches: &ArgMatches) -> &Path {
@@ -68,14 +71,14 @@ async fn save(context: &Context, file: &Path) -> Result<(), Failed> {
             return Err(failed);
         }
     };
-    eprintln!(
+    output::say(format!(
         "revision {}, {} pairs, {} in {:.1?}; checksum and structure are right",
         status.revision,
         status.total_key,
         format::size(status.total_size as i64),
         started.elapsed()
-    );
-    super::ctl::write_out(format!("Snapshot saved at {}\n", file.display()).as_bytes())
+    ));
+    output::write(format!("Snapshot saved at {}\n", file.display()).as_bytes())
 }
 
 async fn receive(context: &Context, part: &Path) -> Result<(), Failed> {
@@ -112,7 +115,7 @@ fn finish(part: &Path, file: &Path) -> Result<Status, Problem> {
 fn status(context: &Context, file: &Path) -> Result<(), Failed> {
     let opened = match Backup::open(file, false) {
         Err(Problem::NoChecksum) => {
-            eprintln!("{}: there is no checksum to be compared", file.display());
+            output::say(format!("{}: there is no checksum to be compared", file.display()));
             Backup::open(file, true)
         }
         opened => opened,
@@ -136,12 +139,13 @@ fn status(context: &Context, file: &Path) -> Result<(), Failed> {
         format::Form::Json => format!("{json}\n"),
         format::Form::Table => {
             let head = ["Hash", "Revision", "Total Keys", "Total Size"];
-            format!("{}\n", format::table(&head, vec![row]))
+            format::table(&head, vec![row])
         }
+        format::Form::Protobuf => return Err(context.no_such_form()),
         format::Form::Fields => format!(
             "\"Hash\" : {}\n\"Revision\" : {}\n\"Keys\" : {}\n\"Size\" : {}\n",
             status.hash, status.revision, status.total_key, status.total_size
         ),
     };
-    super::ctl::write_out(text.as_bytes())
+    output::write(text.as_bytes())
 }
