@@ -111,6 +111,11 @@ const SETTINGS: &[Setting] = &[
     ),
     served("max-learners", "1", "Most learners at once"),
     served(
+        "force-new-cluster",
+        "false",
+        "Make this surviving member a cluster of its own, once, when the majority is lost for good",
+    ),
+    served(
         "heartbeat-interval",
         "100ms",
         "How often a leader is heard of (a number is milliseconds)",
@@ -204,7 +209,6 @@ const SETTINGS: &[Setting] = &[
     refused("peer-trusted-ca-file"),
     refused("peer-client-cert-auth"),
     refused("peer-auto-tls"),
-    refused("force-new-cluster"),
 ];
 
 /// etcd's quota where none is set.
@@ -262,6 +266,8 @@ pub struct Config {
     pub strict_reconfig_check: bool,
     /// `--max-learners`.
     pub max_learners: usize,
+    /// `--force-new-cluster`.
+    pub force_new_cluster: bool,
     /// `--heartbeat-interval`.
     pub heartbeat_interval: Duration,
     /// `--election-timeout`.
@@ -393,6 +399,7 @@ impl Values {
             },
             strict_reconfig_check: self.boolean("strict-reconfig-check")?,
             max_learners: usize::try_from(self.number("max-learners", 0)?)?,
+            force_new_cluster: self.boolean("force-new-cluster")?,
             heartbeat_interval: self.duration("heartbeat-interval")?,
             election_timeout: self.duration("election-timeout")?,
             snapshot_count: self.number("snapshot-count", 0)?,

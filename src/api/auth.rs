@@ -56,9 +56,7 @@ impl Auth {
 
     /// Before a password is hashed, which takes long, for somebody who may not set it.
     async fn permit_root(&self, credentials: &Credentials) -> Result<(), Status> {
-        let caller = self.server.gate().caller(credentials).await.map_err(status)?;
-        let auth = self.server.reader().auth();
-        auth.permit_root(&caller.who()).map_err(status)
+        self.server.permit_root(credentials).await.map_err(status)
     }
 
     /// The log carries the hash; nothing, for a user without a password.

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{header, status};
+use super::{credentials, header, status};
 use crate::error::Error;
 use crate::pb::etcdserverpb::cluster_server::Cluster as Service;
 use crate::pb::etcdserverpb::{
@@ -13,6 +13,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::pontoon::peer::change_members_request::Change;
 use crate::pb::pontoon::peer::{AddMember, PromoteMember, RemoveMember, UpdateMember};
 use crate::server::Server;
+use crate::server::auth::Credentials;
 
 /// The Cluster service.
 pub struct Cluster {
@@ -26,7 +27,8 @@ impl Cluster {
     }
 
     /// Makes a change, and lists the members as they are then; with the id of the one that was added.
-    async fn change(&self, change: Change) -> Result<(u64, Vec<Member>), Status> {
+    async fn change(&self, who: &Credentials, change: Change) -> Result<(u64, Vec<Member>), Status> {
+        self.server.permit_root(who).await.map_err(status)?;
         let id = self.server.membership().change(change).await.map_err(status)?;
         Ok((id, self.server.members()))
     }
@@ -82,12 +84,13 @@ impl Service for Cluster {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         let add = AddMember {
             peer_urls: check_urls(request.peer_ur_ls)?,
             is_learner: request.is_learner,
         };
-        let (id, members) = self.change(Change::Add(add)).await?;
+        let (id, members) = self.change(&who, Change::Add(add)).await?;
         Ok(Response::new(MemberAddResponse {
             header: self.header(),
             member: members.iter().find(|member| member.id == id).cloned(),
@@ -99,8 +102,9 @@ impl Service for Cluster {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let who = credentials(&request);
         let id = request.into_inner().id;
-        let (_, members) = self.change(Change::Remove(RemoveMember { id })).await?;
+        let (_, members) = self.change(&who, Change::Remove(RemoveMember { id })).await?;
         let header = self.header();
         Ok(Response::new(MemberRemoveResponse { header, members }))
     }
@@ -109,12 +113,13 @@ impl Service for Cluster {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let who = credentials(&request);
         let request = request.into_inner();
         let update = UpdateMember {
             id: request.id,
             peer_urls: check_urls(request.peer_ur_ls)?,
         };
-        let (_, members) = self.change(Change::Update(update)).await?;
+        let (_, members) = self.change(&who, Change::Update(update)).await?;
         let header = self.header();
         Ok(Response::new(MemberUpdateResponse { header, members }))
     }
@@ -123,8 +128,9 @@ impl Service for Cluster {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let who = credentials(&request);
         let id = request.into_inner().id;
-        let (_, members) = self.change(Change::Promote(PromoteMember { id })).await?;
+        let (_, members) = self.change(&who, Change::Promote(PromoteMember { id })).await?;
         let header = self.header();
         Ok(Response::new(MemberPromoteResponse { header, members }))
     }

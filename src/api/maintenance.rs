@@ -197,6 +197,8 @@ impl Service for Maintenance {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let who = credentials(&request);
+        self.server.permit_root(&who).await.map_err(status)?;
         let to = request.into_inner().target_id;
         self.server.membership().move_leader(to).await.map_err(status)?;
         Ok(Response::new(MoveLeaderResponse { header: None }))

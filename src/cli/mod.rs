@@ -20,6 +20,7 @@ mod member;
 mod mirror;
 mod output;
 mod password;
+mod recover;
 mod snapshot;
 mod txn;
 mod watch;
@@ -95,7 +96,8 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(serve)
-        .subcommand(cluster::command());
+        .subcommand(cluster::command())
+        .subcommand(recover::command());
     ctl::commands(command).subcommands(docs::commands())
 }
 
@@ -115,6 +117,7 @@ async fn dispatch(matches: &ArgMatches) -> ExitCode {
         Some(("cluster", matches)) => cluster::run(matches).await,
         Some(("completion", matches)) => docs::completion(command(), matches),
         Some(("man", matches)) => docs::man(command(), matches),
+        Some(("recover", matches)) => recover::run(matches),
         Some((verb, verb_matches)) => return ctl::run(matches, verb, verb_matches).await,
         None => Ok(()),
     };

@@ -12,7 +12,7 @@
 //!
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`feed`] what was applied, for watchers ·
 //! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time ·
-//! [`replica`] all of it, opened and running.
+//! [`recover`] a survivor alone · [`replica`] all of it, opened and running.
 
 pub mod entry;
 pub mod feed;
@@ -22,6 +22,7 @@ pub mod membership;
 pub mod network;
 pub mod peer;
 pub mod read_index;
+pub mod recover;
 pub mod replica;
 pub mod snapshot;
 pub mod state_machine;

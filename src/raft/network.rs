@@ -494,3 +494,43 @@ pub fn is_connect_error(status: &Status) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_word_tells_where_a_member_is() {
+        let identity = Identity::new(1, 1, Box::new(|_| Ok(())));
+        let second = Duration::from_secs(1);
+        let timing = Timing {
+            heartbeat: second / 10,
+            election: second,
+        };
+        let peers = Peers::new(Arc::new(identity), timing);
+        let node = Node {
+            peer_urls: vec!["http://added:1".to_string()],
+            ..Node::default()
+        };
+        assert_eq!(peers.url(2, &node), "http://added:1");
+        let two = ["http://a:1".to_string(), "http://b:1".to_string()];
+        peers.moved(2, &two);
+        for expected in ["http://a:1", "http://b:1", "http://a:1"] {
+            assert_eq!(peers.url(2, &node), expected);
+            peers.unreachable(2);
+        }
+        // Said again it is no news: the one in use stays in use.
+        peers.moved(2, &two);
+        assert_eq!(peers.url(2, &node), "http://b:1");
+        assert!(peers.client_at("http://b:1", Purpose::Control).is_ok());
+        assert_eq!(peers.channels.lock().expect("not poisoned").len(), 1);
+        peers.moved(2, &["http://c:1".to_string()]);
+        assert_eq!(peers.url(2, &node), "http://c:1");
+        assert!(
+            peers.channels.lock().expect("not poisoned").is_empty(),
+            "nobody is there any more"
+        );
+        peers.moved(2, &[]);
+        assert_eq!(peers.url(2, &node), "http://c:1");
+    }
+}

@@ -1,7 +1,8 @@
 //! The data directory: who lives in it, in which format, and how it was left.
 //!
 //! ```text
-//! member.toml   format, member id, name, cluster id (0 until it belongs to one), whether it was removed from it
+//! member.toml   format, member id, name, cluster id (0 until it belongs to one), whether it was removed from it,
+//!               whether it was recovered alone
 //! lock          locked while a process uses the directory
 //! running       present while the member runs, or after it stopped without closing; holds the machine's boot id
 //! wal/          the log          snapshots/   snapshot files          state/<n>/   the applied state
@@ -33,6 +34,21 @@ struct MemberFile {
     /// The cluster removed this member: it must not run again.
     #[serde(default)]
     removed: bool,
+    #[serde(default)]
+    recovery: Recovery,
+}
+
+/// Whether this member was made a cluster of its own (`server/recover.rs`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recovery {
+    /// No.
+    #[default]
+    None,
+    /// The directory has a new cluster id; the log may not know yet.
+    Begun,
+    /// Yes.
+    Done,
 }
 
 /// An opened and locked data directory.
@@ -70,6 +86,47 @@ impl DataDir {
             is_new,
             _lock: lock,
         })
+    }
+
+    /// Opens the directory of a member that does not run, whatever its name, and leaves it as it is.
+    pub fn look(path: &Path) -> anyhow::Result<DataDir> {
+        let file = path.join("member.toml");
+        anyhow::ensure!(
+            file.exists(),
+            "--data-dir {} holds no member: there is no member.toml",
+            path.display()
+        );
+        let lock = lock(path)?;
+        Ok(DataDir {
+            path: path.to_path_buf(),
+            member: Arc::new(Mutex::new(parse(&file, path)?)),
+            trust_state: left_trustworthy(path),
+            is_new: false,
+            _lock: lock,
+        })
+    }
+
+    /// This member's name.
+    pub fn name(&self) -> String {
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        member.name.clone()
+    }
+
+    /// Whether this member was made a cluster of its own.
+    pub fn recovery(&self) -> Recovery {
+        self.member
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recovery
+    }
+
+    /// How far that is, and which cluster it is. Durable when it returns.
+    pub fn set_recovery(&self, cluster_id: u64, recovery: Recovery) -> anyhow::Result<()> {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        member.cluster_id = format!("{cluster_id:x}");
+        member.recovery = recovery;
+        write(&self.path, &member)
+            .with_context(|| format!("cannot write to --data-dir {}", self.path.display()))
     }
 
     /// Whether the directory was made just now.
@@ -183,6 +240,7 @@ fn create(path: &Path, name: &str) -> anyhow::Result<MemberFile> {
         cluster_id: "0".to_string(),
         name: name.to_string(),
         removed: false,
+        recovery: Recovery::None,
     };
     write(path, &member).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
     Ok(member)
@@ -194,6 +252,18 @@ pub fn random_id() -> u64 {
 }
 
 fn read(file: &Path, path: &Path, name: &str) -> anyhow::Result<MemberFile> {
+    let member = parse(file, path)?;
+    if member.name != name {
+        bail!(
+            "--data-dir {} belongs to member {:?}, but --name is {name:?}: use that member's own directory",
+            path.display(),
+            member.name
+        );
+    }
+    Ok(member)
+}
+
+fn parse(file: &Path, path: &Path) -> anyhow::Result<MemberFile> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
@@ -207,16 +277,7 @@ fn read(file: &Path, path: &Path, name: &str) -> anyhow::Result<MemberFile> {
             path.display()
         );
     }
-    let member: MemberFile =
-        toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
-    if member.name != name {
-        bail!(
-            "--data-dir {} belongs to member {:?}, but --name is {name:?}: use that member's own directory",
-            path.display(),
-            member.name
-        );
-    }
-    Ok(member)
+    toml::from_str(&text).with_context(|| format!("{} is damaged", file.display()))
 }
 
 /// Durable when it returns: a member must not take part under an id that it could forget.

@@ -10,6 +10,7 @@ pub mod lessor;
 pub mod members;
 pub mod propose;
 pub mod read;
+pub mod recover;
 pub mod space;
 pub mod watches;
 
@@ -134,6 +135,12 @@ impl Server {
     /// Who asks.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// Refuses whoever may not run the cluster, while users are asked for.
+    pub async fn permit_root(&self, credentials: &Credentials) -> Result<(), Error> {
+        let caller = self.gate.caller(credentials).await?;
+        self.reader().auth().permit_root(&caller.who())
     }
 
     /// Changes the state, through the log, for the cluster itself: not subject to permissions.
@@ -267,6 +274,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if data_dir.is_removed() {
         return Err(removed.into());
     }
+    recover::at_start(&data_dir, config.force_new_cluster)?;
     let mut signals = Signals::new()?;
     let meeting = meeting(&config);
     tokio::select! {

@@ -15,5 +15,6 @@ mod failover;
 mod lease;
 mod membership;
 mod readme;
+mod recovery;
 mod served;
 mod watch;

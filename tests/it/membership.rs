@@ -629,7 +629,7 @@ async fn growing_to_five_and_shrinking_to_one_under_load_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_killed_in_the_middle_of_a_change_leaves_nothing_half_done() {
-    let rounds = from_env("PONTOON_CHANGES", 4);
+    let rounds = from_env("PONTOON_CHANGES", 3);
     let mut cluster = Cluster::start(3).await;
     let mut acknowledged = 0;
     for round in 0..rounds {

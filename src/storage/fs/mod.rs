@@ -3,6 +3,7 @@
 //! What a disk promises is little: data written is on it once [`File::sync_data`] returned, a name once the
 //! [`Fs::sync_dir`] of its directory did. In between any part may be kept or lost. `SimFs` (tests only) holds us to that.
 
+mod look;
 #[cfg(test)]
 mod sim;
 
@@ -13,6 +14,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+pub use look::LookOnly;
 #[cfg(test)]
 pub use sim::{Disk, Op as DiskOp, SimFs, crash_states};
 
