@@ -173,6 +173,31 @@ const SETTINGS: &[Setting] = &[
         "Free space of the disk below which NOSPACE is raised; 0: never",
     ),
     served(
+        "listen-metrics-urls",
+        "",
+        "Where to serve health and metrics too, comma-separated URLs",
+    ),
+    served(
+        "metrics",
+        "basic",
+        "basic; or extensive: durations of calls by method too",
+    ),
+    served(
+        "enable-grpc-gateway",
+        "true",
+        "Serve etcd's JSON gateway below /v3/",
+    ),
+    served(
+        "cors",
+        "*",
+        "Origins whose pages may read HTTP answers, comma-separated",
+    ),
+    served(
+        "host-whitelist",
+        "*",
+        "Host names by which HTTP clients may call, comma-separated",
+    ),
+    served(
         "log-level",
         "info",
         "error, warn, info, debug, trace, or a tracing filter",
@@ -187,13 +212,8 @@ const SETTINGS: &[Setting] = &[
     none_yet("logger"),
     none_yet("log-outputs"),
     none_yet("wal-dir"),
-    none_yet("listen-metrics-urls"),
-    none_yet("metrics"),
     none_yet("enable-pprof"),
     none_yet("enable-v2"),
-    none_yet("enable-grpc-gateway"),
-    none_yet("cors"),
-    none_yet("host-whitelist"),
     none_yet("pre-vote"),
     none_yet("max-snapshots"),
     none_yet("max-wals"),
@@ -239,6 +259,17 @@ pub struct Values {
     values: BTreeMap<&'static str, (String, Origin)>,
 }
 
+/// How HTTP is served.
+#[derive(Debug, Clone)]
+pub struct HttpOptions {
+    /// `--enable-grpc-gateway`.
+    pub gateway: bool,
+    /// `--cors`: origins whose pages may read answers; `*` for all.
+    pub cors: Vec<String>,
+    /// `--host-whitelist`: names by which clients may call this member; `*` for all.
+    pub hosts: Vec<String>,
+}
+
 /// The settings as the server uses them.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -250,6 +281,12 @@ pub struct Config {
     pub listen_client_urls: Vec<String>,
     /// `--advertise-client-urls`.
     pub advertise_client_urls: Vec<String>,
+    /// `--listen-metrics-urls`.
+    pub listen_metrics_urls: Vec<String>,
+    /// `--metrics extensive`.
+    pub metrics_extensive: bool,
+    /// `--enable-grpc-gateway`, `--cors`, `--host-whitelist`.
+    pub http: HttpOptions,
     /// `--listen-peer-urls`.
     pub listen_peer_urls: Vec<String>,
     /// `--initial-advertise-peer-urls`.
@@ -412,6 +449,16 @@ impl Values {
             lease_checkpoint_interval: self.duration("lease-checkpoint-interval")?,
             quota_bytes: self.quota()?,
             disk_reserve_bytes: self.number("disk-reserve-bytes", 0)?,
+            listen_metrics_urls: match self.get("listen-metrics-urls") {
+                "" => Vec::new(),
+                _ => self.urls("listen-metrics-urls")?,
+            },
+            metrics_extensive: self.is_extensive()?,
+            http: HttpOptions {
+                gateway: self.boolean("enable-grpc-gateway")?,
+                cors: self.list("cors"),
+                hosts: self.list("host-whitelist"),
+            },
             name,
             listen_client_urls,
             listen_peer_urls,
@@ -512,6 +559,22 @@ impl Values {
             "false" | "0" => Ok(false),
             _ => bail!("{}: true or false", self.said(name)),
         }
+    }
+
+    fn is_extensive(&self) -> anyhow::Result<bool> {
+        match self.get("metrics") {
+            "basic" => Ok(false),
+            "extensive" => Ok(true),
+            _ => bail!("{}: basic or extensive", self.said("metrics")),
+        }
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        let parts = self.get(name).split(',').map(str::trim);
+        parts
+            .filter(|part| !part.is_empty())
+            .map(ToString::to_string)
+            .collect()
     }
 
     fn urls(&self, name: &str) -> anyhow::Result<Vec<String>> {

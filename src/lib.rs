@@ -13,9 +13,11 @@
 //! **A watch.** [`raft::state_machine`] tells [`server::watches`] what changed, through [`raft::feed`]; its hub hands it to
 //! those who watch, and reads to those behind from [`mvcc`]; `api::watch` sends it.
 //!
+//! **The same put by curl.** [`http`] takes JSON to the message and hands it to `api::kv` as gRPC would.
+//!
 //! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`backup`], [`raft`], [`server`], [`api`],
-//! [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`] and [`config`]. `docs/architecture.md`
-//! has the rest.
+//! [`http`], [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`], [`config`] and [`metrics`].
+//! `docs/architecture.md` has the rest.
 // The head of a module speaks of its insides too.
 #![allow(rustdoc::private_intra_doc_links)]
 
@@ -25,6 +27,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod error;
+pub mod http;
+pub mod metrics;
 pub mod mvcc;
 pub mod raft;
 pub mod server;
@@ -67,4 +71,15 @@ pub mod pb {
     }
     /// All of the above, described: for gRPC reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+    /// The same, to be asked: which services and methods there are, and what their messages hold.
+    pub static REFLECTION: std::sync::LazyLock<prost_reflect::DescriptorPool> =
+        std::sync::LazyLock::new(|| {
+            prost_reflect::DescriptorPool::decode(DESCRIPTORS).expect("they were encoded by the build")
+        });
+
+    /// The path by which gRPC calls a method.
+    pub fn path(method: &prost_reflect::MethodDescriptor) -> String {
+        format!("/{}/{}", method.parent_service().full_name(), method.name())
+    }
 }

@@ -1,13 +1,8 @@
 //! What a learner answers: its status, serializable reads (`kv.rs` looks at those), and a backup. It may lag without
 //! anybody waiting for it, so etcd's clients are sent to a voter for the rest.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use http::{Request, Response};
+use http::Response;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::status;
 use crate::error::Error;
@@ -37,46 +32,11 @@ impl VotersOnly {
     pub fn new(replica: Replica) -> Self {
         VotersOnly { replica }
     }
-}
 
-impl<S> Layer<S> for VotersOnly {
-    type Service = Gate<S>;
-
-    fn layer(&self, inner: S) -> Gate<S> {
-        Gate {
-            inner,
-            replica: self.replica.clone(),
-        }
-    }
-}
-
-/// See [`VotersOnly`].
-#[derive(Clone)]
-pub struct Gate<S> {
-    inner: S,
-    replica: Replica,
-}
-
-impl<S, A> Service<Request<A>> for Gate<S>
-where
-    S: Service<Request<A>, Response = Response<Body>>,
-    S::Error: Send + 'static,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<A>) -> Self::Future {
-        if needs_voter(request.uri().path()) && self.replica.is_learner() {
-            let refusal = status(Error::LearnerNotSupported).into_http();
-            return Box::pin(std::future::ready(Ok(refusal)));
-        }
-        Box::pin(self.inner.call(request))
+    /// The answer of a learner that does not serve `path`.
+    pub fn refusal(&self, path: &str) -> Option<Response<Body>> {
+        let is_refused = needs_voter(path) && self.replica.is_learner();
+        is_refused.then(|| status(Error::LearnerNotSupported).into_http())
     }
 }
 

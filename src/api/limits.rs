@@ -2,59 +2,14 @@
 //!
 //! tonic refuses with OUT_OF_RANGE and words of its own; grpc-go, whose words clients match, with RESOURCE_EXHAUSTED.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue};
 use tonic::{Code, Status};
-use tower::{Layer, Service};
-
-/// Rewrites the refusal of too large messages.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LimitErrors;
-
-impl<S> Layer<S> for LimitErrors {
-    type Service = Rewrite<S>;
-
-    fn layer(&self, inner: S) -> Rewrite<S> {
-        Rewrite { inner }
-    }
-}
-
-/// See [`LimitErrors`].
-#[derive(Debug, Clone)]
-pub struct Rewrite<S> {
-    inner: S,
-}
-
-impl<S, A, B> Service<Request<A>> for Rewrite<S>
-where
-    S: Service<Request<A>, Response = Response<B>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<B>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<A>) -> Self::Future {
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let mut response = response.await?;
-            rewrite(response.headers_mut());
-            Ok(response)
-        })
-    }
-}
 
 const OUT_OF_RANGE: &str = "11";
 const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 
-fn rewrite(headers: &mut HeaderMap) {
+/// Rewrites the refusal of a too large message, if that is what these headers are.
+pub fn rewrite_limit_error(headers: &mut HeaderMap) {
     if headers
         .get("grpc-status")
         .is_none_or(|status| status != OUT_OF_RANGE)
@@ -108,14 +63,14 @@ mod tests {
     fn only_the_refusal_of_large_messages_is_rewritten() {
         let refusal = "Error,%20decoded%20message%20length%20too%20large:%20found%2020%20bytes,%20the%20limit%20is:%2010%20bytes";
         let mut large = headers("11", refusal);
-        rewrite(&mut large);
+        rewrite_limit_error(&mut large);
         assert_eq!(large["grpc-status"], "8");
         assert_eq!(
             large["grpc-message"],
             "grpc:%20received%20message%20larger%20than%20max%20(20%20vs.%2010)"
         );
         let mut other = headers("11", "etcdserver: mvcc: required revision has been compacted");
-        rewrite(&mut other);
+        rewrite_limit_error(&mut other);
         assert_eq!(other["grpc-status"], "11");
     }
 }

@@ -26,14 +26,21 @@ use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
 
 pub use learner::VotersOnly;
-pub use limits::LimitErrors;
+pub use limits::rewrite_limit_error;
 
 /// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
 pub const ETCD_VERSION: &str = "3.5.21";
+/// The same for the cluster as a whole.
+pub const CLUSTER_VERSION: &str = "3.5.0";
+
+/// The longest message from a client, in bytes.
+pub fn message_limit(server: &Server) -> usize {
+    server.limits().request_bytes + ENVELOPE
+}
 
 /// Every service of the client port.
 pub fn routes(server: &Server) -> anyhow::Result<Routes> {
-    let limit = server.limits().request_bytes + ENVELOPE;
+    let limit = message_limit(server);
     let kv = KvServer::new(kv::Kv::new(server.clone()));
     let lease = LeaseServer::new(lease::Lease::new(server.clone()));
     let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
 pub mod lessor;
+mod listen;
 pub mod members;
 pub mod propose;
 pub mod read;
@@ -37,9 +38,10 @@ use self::propose::{Limits, Proposer};
 use self::read::Barrier;
 use self::space::{Room, Space};
 use self::watches::Watches;
-use crate::api;
 use crate::config::Config;
 use crate::error::Error;
+use crate::http::Port;
+use crate::metrics::Metrics;
 use crate::pb::etcdserverpb::Member;
 use crate::pb::pontoon::command::{MemberRecord, SetMember, command::Op, reply::Response};
 use crate::raft::Timing;
@@ -59,6 +61,8 @@ const PUBLISH_RETRY: Duration = Duration::from_millis(200);
 pub const ENVELOPE: usize = 512 * 1024;
 /// Memory for the engine's own cache.
 const ENGINE_CACHE: u64 = 64 << 20;
+/// How soon a change of the leader is counted at the latest.
+const LEADER_CHECK: Duration = Duration::from_secs(1);
 /// How often it is looked again who asks, while users and roles keep changing.
 const CALLER_TRIES: usize = 5;
 
@@ -74,6 +78,7 @@ pub struct Server {
     backups: Backups,
     lessor: Lessor,
     space: Space,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
@@ -130,6 +135,16 @@ impl Server {
     /// Raft's term as this member knows it.
     pub fn term(&self) -> u64 {
         self.replica.term()
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Proposals under way from this member.
+    pub fn in_flight(&self) -> usize {
+        self.proposer.in_flight()
     }
 
     /// Who asks.
@@ -263,7 +278,10 @@ impl Ending {
 
 /// Runs a member until it is told to stop (then all is well) or has to (then the error says why).
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
+    let listeners = Listeners {
+        clients: bind(&config.listen_client_urls, "--listen-client-urls").await?,
+        metrics: bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?,
+    };
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
     let data_dir = DataDir::open(&config.data_dir, &config.name)?;
     let removed = Removed {
@@ -292,10 +310,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let lease_clock = tokio::spawn(lease_leader.clone().run());
     let (stop, stopping) = watch::channel(false);
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
-    let barrier = Barrier::new(replica.clone(), timeout);
+    let metrics = Arc::new(Metrics::new(config.metrics_extensive));
+    let barrier = Barrier::new(replica.clone(), timeout, metrics.clone());
     let (wishes, queue) = Members::queue();
     Members::start(replica.clone(), barrier.clone(), rules(&config, timeout), queue);
-    let proposer = Proposer::new(replica.clone(), limits(&config, timeout));
+    let proposer = Proposer::new(replica.clone(), limits(&config, timeout), metrics.clone());
     let server = Server {
         replica: replica.clone(),
         lessor: Lessor::new(replica.clone(), lease_leader.clone(), timeout),
@@ -312,6 +331,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         members: Members::new(replica.clone(), wishes.clone(), timeout),
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
         watches: watches(&config, &replica),
+        metrics,
     };
 
     let peer_service = PeerService::server(
@@ -320,20 +340,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         wishes,
         lease_leader,
     );
-    let voters_only = api::VotersOnly::new(replica.clone());
-    let peer_tasks = serve(
-        peers,
-        tonic::service::Routes::new(peer_service),
-        &voters_only,
-        &stopping,
-    );
+    let peer_tasks = serve_peers(peers, tonic::service::Routes::new(peer_service), &stopping);
 
     let ending = Ending {
         signals,
         removed: follow(replica.clone(), &meeting),
     };
     let outcome = tokio::select! {
-        outcome = serve_clients(&config, server, meeting, clients, ending) => outcome,
+        outcome = serve_clients(&config, server, meeting, listeners, ending) => outcome,
         reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
     };
     // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
@@ -376,12 +390,18 @@ fn follow(replica: Replica, meeting: &Meeting) -> watch::Receiver<bool> {
     removed
 }
 
+/// What clients, and those who look after the member, connect to.
+struct Listeners {
+    clients: Vec<TcpListener>,
+    metrics: Vec<TcpListener>,
+}
+
 /// From belonging to a cluster to having left it.
 async fn serve_clients(
     config: &Config,
     server: Server,
     meeting: Meeting,
-    listeners: Vec<TcpListener>,
+    listeners: Listeners,
     mut ending: Ending,
 ) -> anyhow::Result<End> {
     tokio::select! {
@@ -401,15 +421,19 @@ async fn serve_clients(
     let background = [
         tokio::spawn(publish(server.clone(), own)),
         tokio::spawn(server.space().clone().watch()),
+        tokio::spawn(count_leaders(server.clone())),
     ];
     let addresses: Vec<String> = listeners
+        .clients
         .iter()
         .filter_map(|l| l.local_addr().ok())
         .map(|a| a.to_string())
         .collect();
     let (stop, stopping) = watch::channel(false);
-    let voters_only = api::VotersOnly::new(server.replica.clone());
-    let tasks = serve(listeners, api::routes(&server)?, &voters_only, &stopping);
+    let port = Port::for_clients(&server, config.http.clone())?;
+    let mut tasks = listen::serve(listeners.clients, port, &stopping);
+    let port = Port::for_metrics(&server, config.http.clone());
+    tasks.extend(listen::serve(listeners.metrics, port, &stopping));
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     let end = ending.comes().await;
     if end == End::Removed {
@@ -534,6 +558,22 @@ fn own_record(config: &Config, id: u64) -> SetMember {
     }
 }
 
+/// Counts the leaders that this member sees after the first.
+async fn count_leaders(server: Server) {
+    let mut last = None;
+    loop {
+        let now = server.replica.status().leader;
+        if let (Some(last), Some(now)) = (last, now)
+            && last != now
+        {
+            server.metrics.leader_changes.increment();
+        }
+        last = now.or(last);
+        // A change that falls between the two lines is seen at the latest after this time.
+        let _ = tokio::time::timeout(LEADER_CHECK, server.replica.changed()).await;
+    }
+}
+
 /// Tells the cluster this member's name and addresses, if it does not know them already.
 async fn publish(server: Server, own: SetMember) {
     loop {
@@ -590,16 +630,15 @@ async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
 
 type Tasks = Vec<tokio::task::JoinHandle<()>>;
 
-/// Serves on all listeners until `stopping`; each task then ends when its last request did.
-fn serve(
+/// Serves the other members until `stopping`; each task then ends when its last request did.
+fn serve_peers(
     listeners: Vec<TcpListener>,
     routes: tonic::service::Routes,
-    voters_only: &api::VotersOnly,
     stopping: &watch::Receiver<bool>,
 ) -> Tasks {
     let serve_one = |listener| {
         let mut stopping = stopping.clone();
-        let (routes, voters_only) = (routes.clone(), voters_only.clone());
+        let routes = routes.clone();
         tokio::spawn(async move {
             let until = async move {
                 // An error means that the sender is gone, which is a stop too.
@@ -612,8 +651,6 @@ fn serve(
                 .initial_connection_window_size(8 << 20)
                 .http2_keepalive_interval(Some(Duration::from_secs(10)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-                .layer(api::LimitErrors)
-                .layer(voters_only)
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until)
                 .await;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::auth::Caller;
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::pb::pontoon::command::{Command, Header, command::Op, reply::Response};
 use crate::raft::Reply;
 use crate::raft::replica::{ProposeError, Replica};
@@ -53,11 +54,12 @@ pub struct Proposer {
     limits: Limits,
     in_flight: Arc<Semaphore>,
     forward: mpsc::Sender<Waiting>,
+    metrics: Arc<Metrics>,
 }
 
 impl Proposer {
     /// Starts the task that forwards; it ends with the last clone.
-    pub fn new(replica: Replica, limits: Limits) -> Self {
+    pub fn new(replica: Replica, limits: Limits, metrics: Arc<Metrics>) -> Self {
         // Each waiting command belongs to a request that is counted in flight.
         let (forward, queue) = mpsc::channel(limits.in_flight.max(1));
         tokio::spawn(forward_batches(replica.clone(), queue, limits.timeout));
@@ -66,7 +68,15 @@ impl Proposer {
             limits,
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             forward,
+            metrics,
         }
+    }
+
+    /// Proposals under way.
+    pub fn in_flight(&self) -> usize {
+        self.limits
+            .in_flight
+            .saturating_sub(self.in_flight.available_permits())
     }
 
     /// The limits in force.
@@ -106,6 +116,17 @@ impl Proposer {
     }
 
     async fn propose_with(&self, op: Op, header: Header) -> Result<Response, Error> {
+        let answer = self.propose_until(op, header).await;
+        let failed = |error: &Error| {
+            error.outcome_unknown() || matches!(error, Error::NoLeader | Error::TooManyRequests)
+        };
+        if answer.as_ref().is_err_and(failed) {
+            self.metrics.proposals_failed.increment();
+        }
+        answer
+    }
+
+    async fn propose_until(&self, op: Op, header: Header) -> Result<Response, Error> {
         let _permit = self.in_flight.try_acquire().map_err(|_| Error::TooManyRequests)?;
         let command = self.encode(op, header)?;
         let deadline = Instant::now() + self.limits.timeout;

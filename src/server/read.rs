@@ -6,12 +6,14 @@
 //!
 //! When there is no leader, or none can be confirmed, the question is asked again until the read's time is up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::raft::replica::Replica;
 
 /// Pause between attempts while there is no leader.
@@ -27,11 +29,12 @@ pub struct Barrier {
     waiters: mpsc::Sender<Waiter>,
     applied: watch::Receiver<u64>,
     timeout: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Barrier {
     /// Starts the task that asks; it ends with the last clone. A read waits for `timeout` at most.
-    pub fn new(replica: Replica, timeout: Duration) -> Self {
+    pub fn new(replica: Replica, timeout: Duration, metrics: Arc<Metrics>) -> Self {
         let (waiters, queue) = mpsc::channel(WAITERS);
         let applied = replica.applied();
         tokio::spawn(ask_for_all(replica, queue));
@@ -39,11 +42,20 @@ impl Barrier {
             waiters,
             applied,
             timeout,
+            metrics,
         }
     }
 
     /// Returns once everything that was acknowledged before the call is visible here.
     pub async fn pass(&self) -> Result<(), Error> {
+        let passed = self.wait().await;
+        if passed.is_err() {
+            self.metrics.read_indexes_failed.increment();
+        }
+        passed
+    }
+
+    async fn wait(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.timeout;
         let (waiter, index) = oneshot::channel();
         self.waiters.send(waiter).await.map_err(|_| Error::Stopped)?;

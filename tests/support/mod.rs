@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod generate;
 pub mod history;
+pub mod http;
 pub mod leases;
 pub mod linearize;
 pub mod model;

@@ -1,0 +1,388 @@
+//! Plain HTTP beside gRPC on the client port: health, metrics, keys and values for curl, and what does no harm.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::http::{Answer, Http, ask, get};
+use crate::support::process::{free_port, wait_for};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_says_why_a_member_is_not_well() {
+    let mut cluster = Cluster::start(3).await;
+    let member = cluster.follower().await;
+    let url = cluster.members[member].client_url.clone();
+    let answer = get(&url, "/health").await;
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (200, r#"{"health":"true","reason":""}"#)
+    );
+    assert_eq!(get(&url, "/readyz").await.text(), "ok\n");
+    assert_eq!(get(&url, "/livez").await.text(), "ok\n");
+    let verbose = get(&url, "/readyz?verbose&exclude=non_learner").await.text();
+    assert!(
+        verbose.contains("[+]linearizable_read ok\n") && verbose.contains("[+]non_learner excluded: ok\n"),
+        "{verbose}"
+    );
+    let version = get(&url, "/version").await.json();
+    assert_eq!(version["etcdcluster"], "3.5.0");
+
+    for other in (0..3).filter(|other| *other != member) {
+        cluster.kill(other);
+    }
+    let answer = wait_for(PATIENCE, "the member to see that it is alone", || async {
+        let answer = get(&url, "/health").await;
+        (answer.status == 503).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.json()["health"], "false");
+    let reason = answer.json()["reason"].as_str().expect("a reason").to_string();
+    assert!(
+        reason == "RAFT NO LEADER" || reason.starts_with("RANGE ERROR:"),
+        "{reason}"
+    );
+    // Alone is not broken: a local read works, and a restart would not help.
+    assert_eq!(get(&url, "/health?serializable=true").await.status, 200);
+    assert_eq!(get(&url, "/livez").await.status, 200);
+    let ready = get(&url, "/readyz").await;
+    assert_eq!(ready.status, 503);
+    assert!(
+        ready.text().contains("[-]linearizable_read failed: etcdserver: "),
+        "{}",
+        ready.text()
+    );
+    assert!(
+        ready.text().contains("[+]serializable_read ok\n"),
+        "{}",
+        ready.text()
+    );
+    assert_eq!(get(&url, "/readyz/serializable_read").await.status, 200);
+    assert_eq!(get(&url, "/readyz?exclude=linearizable_read").await.status, 200);
+}
+
+/// The samples of a page, by name and labels.
+fn samples(answer: &Answer) -> BTreeMap<String, f64> {
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    let text = answer.text();
+    let mut samples = BTreeMap::new();
+    let mut described = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# ") {
+            described = rest.split(' ').nth(1).expect("a name").to_string();
+            continue;
+        }
+        let (name, value) = line
+            .rsplit_once(' ')
+            .unwrap_or_else(|| panic!("no sample: {line}"));
+        assert!(name.starts_with(&described), "{line} stands under {described}");
+        let value = value.parse().unwrap_or_else(|_| panic!("no number: {line}"));
+        let earlier = samples.insert(name.to_string(), value);
+        assert_eq!(earlier, None, "{name} is there twice");
+    }
+    samples
+}
+
+/// What etcd's dashboard and alerts ask for, as far as it is a sample without labels.
+const ON_DASHBOARDS: &[&str] = &[
+    "etcd_server_has_leader",
+    "etcd_server_is_leader",
+    "etcd_server_is_learner",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_read_indexes_failed_total",
+    "etcd_server_health_success",
+    "etcd_server_health_failures",
+    "etcd_debugging_mvcc_current_revision",
+    "etcd_debugging_mvcc_compact_revision",
+    "etcd_debugging_mvcc_keys_total",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_mvcc_put_total",
+    "etcd_mvcc_range_total",
+    "etcd_mvcc_delete_total",
+    "etcd_mvcc_txn_total",
+    "etcd_network_client_grpc_received_bytes_total",
+    "etcd_network_client_grpc_sent_bytes_total",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_cpu_seconds_total",
+    "process_start_time_seconds",
+    "process_open_fds",
+    "process_max_fds",
+    "os_fd_used",
+    "os_fd_limit",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_have_etcds_names_and_move() {
+    let port = free_port();
+    let metrics_url = format!("http://127.0.0.1:{port}");
+    let flags = ["--listen-metrics-urls", &metrics_url, "--metrics", "extensive"];
+    let cluster = Cluster::start_with(1, &flags).await;
+    let url = &cluster.members[0].client_url;
+    let before = samples(&get(url, "/metrics").await);
+    for name in ON_DASHBOARDS {
+        assert!(before.contains_key(*name), "{name} is missing");
+    }
+    let client = cluster.client(0);
+    for n in 0..10 {
+        let mut client = client.clone();
+        client.put(&format!("k{n}"), "value").await.expect("put");
+    }
+    // On the metrics port too, where there is nothing else.
+    let after = samples(&get(&metrics_url, "/metrics").await);
+    assert_eq!(get(&metrics_url, "/health").await.status, 200);
+    assert_eq!(get(&metrics_url, "/kv/k1").await.status, 404);
+    assert_eq!(get(&metrics_url, "/v3/kv/range").await.status, 404);
+    let grew = |name: &str| after[name] - before[name];
+    let put = r#"grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary""#;
+    for (name, by) in [
+        ("etcd_mvcc_put_total".to_string(), 10.0),
+        ("etcd_debugging_mvcc_current_revision".to_string(), 10.0),
+        ("etcd_debugging_mvcc_keys_total".to_string(), 10.0),
+        (format!("grpc_server_started_total{{{put}}}"), 10.0),
+        (format!("grpc_server_msg_received_total{{{put}}}"), 10.0),
+        (format!("grpc_server_msg_sent_total{{{put}}}"), 10.0),
+        (
+            format!(r#"grpc_server_handled_total{{grpc_code="OK",{put}}}"#),
+            10.0,
+        ),
+        (format!("grpc_server_handling_seconds_count{{{put}}}"), 10.0),
+        ("etcd_server_has_leader".to_string(), 0.0),
+    ] {
+        assert!((grew(&name) - by).abs() < 0.5, "{name} grew by {}", grew(&name));
+    }
+    for name in [
+        "etcd_network_client_grpc_sent_bytes_total",
+        "etcd_server_proposals_applied_total",
+    ] {
+        assert!(grew(name) > 9.0, "{name} grew by {}", grew(name));
+    }
+    assert!(after["etcd_server_has_leader"] > 0.5 && after["process_resident_memory_bytes"] > 1e6);
+    let unknown = r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"}"#;
+    assert!(after[unknown] > 9.0);
+    assert!(
+        after
+            .keys()
+            .any(|name| name.starts_with("etcd_server_version{server_version=\"3.5."))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_reads_and_writes_without_json() {
+    let cluster = Cluster::start(3).await;
+    let follower = cluster.follower().await;
+    let url = &cluster.members[follower].client_url;
+    let put = |path: &'static str, headers: &'static [(&str, &str)], value: &'static [u8]| {
+        ask(url, "PUT", path, headers, value)
+    };
+    let said = |answer: &Answer| (answer.status, answer.text());
+    let ok = (200, "OK\n".to_string());
+    assert_eq!(said(&put("/kv/colour", &[], b"blue").await), ok);
+    assert_eq!(said(&put("/kv//a%20b%00", &[], b"\xff\x00").await), ok);
+    assert_eq!(said(&put("/kv/colours", &[], b"red\tand\nwhite").await), ok);
+
+    let colour = get(url, "/kv/colour").await;
+    assert_eq!(said(&colour), (200, "blue".to_string()));
+    assert_eq!(colour.header("etag"), Some("\"2\""));
+    assert_eq!(colour.header("pontoon-revision"), Some("4"));
+    assert_eq!(colour.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(get(url, "/kv//a%20b%00").await.body, b"\xff\x00");
+    assert_eq!(
+        said(&get(url, "/kv/none").await),
+        (404, "key not found\n".to_string())
+    );
+    assert_eq!(get(url, "/kv/").await.status, 400);
+    let head = {
+        let mut http = Http::connect(url).await;
+        http.ask("HEAD", "/kv/colour", &[], b"").await;
+        http.head().await.expect("an answer")
+    };
+    assert_eq!((head.status, head.header("content-length")), (200, Some("4")));
+
+    let lines = "colour\tblue\ncolours\tred\\tand\\nwhite\n".to_string();
+    assert_eq!(said(&get(url, "/kv/col?prefix").await), (200, lines));
+    assert_eq!(
+        said(&get(url, "/kv/?prefix&keys").await).1,
+        "/a b\0\ncolour\ncolours\n"
+    );
+    let cut = get(url, "/kv/?prefix&keys&limit=1").await;
+    assert_eq!(
+        (cut.text().as_str(), cut.header("pontoon-more")),
+        ("/a b\0\n", Some("true"))
+    );
+
+    assert_eq!(
+        said(&put("/kv/colour", &[("If-Match", "\"2\"")], b"green").await),
+        ok
+    );
+    assert_eq!(
+        put("/kv/colour", &[("If-Match", "\"2\"")], b"black").await.status,
+        412
+    );
+    assert_eq!(
+        put("/kv/colour", &[("If-None-Match", "*")], b"black")
+            .await
+            .status,
+        412
+    );
+    assert_eq!(said(&put("/kv/new", &[("If-None-Match", "*")], b"1").await), ok);
+    assert_eq!(get(url, "/kv/colour").await.text(), "green");
+    assert_eq!(get(url, "/kv/colour?rev=4").await.text(), "blue");
+    assert_eq!(get(url, "/kv/colour?rev=99").await.status, 400);
+    assert_eq!(get(url, "/kv/colour?rev=x").await.text(), "rev= is a number\n");
+    assert_eq!(
+        ask(url, "GET", "/kv/colour", &[("If-None-Match", "\"5\"")], b"")
+            .await
+            .status,
+        304
+    );
+
+    assert_eq!(
+        ask(url, "DELETE", "/kv/new", &[("If-Match", "\"2\"")], b"")
+            .await
+            .status,
+        412
+    );
+    assert_eq!(
+        said(&ask(url, "DELETE", "/kv/new", &[], b"").await),
+        (200, "1\n".to_string())
+    );
+    assert_eq!(ask(url, "DELETE", "/kv/new", &[], b"").await.status, 404);
+    assert_eq!(
+        said(&ask(url, "DELETE", "/kv/col?prefix", &[], b"").await),
+        (200, "2\n".to_string())
+    );
+    assert_eq!(get(url, "/kv/colour").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_request_does_no_harm() {
+    let cluster = Cluster::start_with(1, &["--max-request-bytes", "10000"]).await;
+    let url = &cluster.members[0].client_url;
+    let mut held = Vec::new();
+    for junk in [
+        &b"\0\0\0\0"[..],
+        b"PRI * HTTP/2.0\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+        b"GET",
+        b"GET / HTTP/1.1\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+        b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+        b"POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        &[b'A'; 100_000],
+    ] {
+        let mut http = Http::connect(url).await;
+        http.send(junk).await;
+        held.push(http);
+    }
+    // A good request, and garbage right behind it.
+    let mut http = Http::connect(url).await;
+    http.send("GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET /version HTTP/1.1\r\nHost: x\r\n\r\n\x01\x02 garbage\r\n\r\n").await;
+    for _ in 0..2 {
+        assert_eq!(http.answer().await.expect("an answer").status, 200);
+    }
+    assert!(http.is_closed().await);
+
+    let long = "h".repeat(200_000);
+    let mut http = Http::connect(url).await;
+    http.ask("GET", "/version", &[("x-long", &long)], b"").await;
+    assert!(http.head().await.is_none_or(|answer| answer.status == 431));
+    let many: Vec<(String, String)> = (0..5000).map(|n| (format!("x-{n}"), "v".to_string())).collect();
+    let many: Vec<(&str, &str)> = many
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let mut http = Http::connect(url).await;
+    http.ask("GET", "/version", &many, b"").await;
+    assert!(http.head().await.is_none_or(|answer| answer.status == 431));
+
+    // Bodies end at the limit of gRPC messages: 512 KiB above the flag.
+    let large = vec![b'v'; 10_000 + 512 * 1024 + 1];
+    for (method, path) in [("PUT", "/kv/a"), ("POST", "/v3/kv/put"), ("POST", "/v3/watch")] {
+        let answer = ask(url, method, path, &[], &large).await;
+        assert!(
+            [429, 501].contains(&answer.status),
+            "{method} {path}: {} {}",
+            answer.status,
+            answer.text()
+        );
+    }
+    let too_large = ask(url, "PUT", "/kv/a", &[], &large[..20_000]).await;
+    assert_eq!(
+        (too_large.status, too_large.text().as_str()),
+        (400, "etcdserver: request is too large\n")
+    );
+    cluster
+        .client(0)
+        .put("still", "here")
+        .await
+        .expect("gRPC is served");
+    assert_eq!(get(url, "/kv/still").await.text(), "here");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_stops_while_connections_are_open() {
+    let mut cluster = Cluster::start(1).await;
+    let url = cluster.members[0].client_url.clone();
+    let silent = Http::connect(&url).await;
+    let mut idle = Http::connect(&url).await;
+    idle.ask("GET", "/version", &[], b"").await;
+    idle.answer().await.expect("an answer");
+    let mut half = Http::connect(&url).await;
+    half.send("GET /version HT").await;
+    let began = std::time::Instant::now();
+    let status = cluster.terminate(0).await;
+    assert!(status.success(), "{status}");
+    assert!(idle.is_closed().await && half.is_closed().await);
+    drop(silent);
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_watches_and_puts_for_a_time() {
+    let cluster = Cluster::start(3).await;
+    let url = &cluster.members[cluster.follower().await].client_url;
+    for value in ["one", "two"] {
+        assert_eq!(
+            ask(url, "PUT", "/kv/w%0a", &[], value.as_bytes()).await.status,
+            200
+        );
+    }
+    let mut http = Http::connect(url).await;
+    http.ask("GET", "/kv/w?watch&prefix&rev=2", &[], b"").await;
+    assert_eq!(http.head().await.expect("an answer").status, 200);
+    let mut said = String::new();
+    while said.lines().count() < 2 {
+        said += &String::from_utf8(http.chunk().await.expect("a line")).expect("text");
+    }
+    assert_eq!(said, "2\tPUT\tw\\n\tone\n3\tPUT\tw\\n\ttwo\n");
+    assert_eq!(ask(url, "DELETE", "/kv/w%0a", &[], b"").await.status, 200);
+    assert_eq!(http.chunk().await.expect("a line"), b"4\tDELETE\tw\\n\n");
+
+    assert_eq!(
+        ask(url, "PUT", "/kv/short?ttl=1000", &[], b"lived").await.status,
+        200
+    );
+    let lease = get(url, "/kv/short")
+        .await
+        .header("pontoon-lease")
+        .expect("a lease")
+        .to_string();
+    let other = ask(url, "PUT", &format!("/kv/other?lease={lease}"), &[], b"").await;
+    assert_eq!(other.status, 200, "{}", other.text());
+    assert_eq!(
+        get(url, "/kv/other").await.header("pontoon-lease"),
+        Some(lease.as_str())
+    );
+    assert_eq!(ask(url, "PUT", "/kv/none?lease=123", &[], b"").await.status, 404);
+    assert_eq!(ask(url, "PUT", "/kv/none?lease=xyz", &[], b"").await.status, 400);
+}
