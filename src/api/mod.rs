@@ -5,6 +5,7 @@
 mod auth;
 mod cluster;
 mod kv;
+mod leader;
 mod learner;
 mod lease;
 mod limits;
@@ -25,11 +26,23 @@ use crate::server::auth::Credentials;
 use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
 
+pub use leader::RequireLeader;
 pub use learner::VotersOnly;
 pub use limits::LimitErrors;
 
 /// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
 pub const ETCD_VERSION: &str = "3.5.21";
+
+/// What stands before every request.
+pub type Guards = (VotersOnly, RequireLeader);
+
+/// The guards of a member.
+pub fn guards(server: &Server) -> Guards {
+    (
+        VotersOnly::new(server.replica().clone()),
+        RequireLeader::new(server.leadership().clone()),
+    )
+}
 
 /// Every service of the client port.
 pub fn routes(server: &Server) -> anyhow::Result<Routes> {

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
+pub mod leader;
 pub mod lessor;
 pub mod members;
 pub mod propose;
@@ -30,6 +31,7 @@ use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
+use self::leader::Leadership;
 use self::lessor::Lessor;
 use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
@@ -68,6 +70,7 @@ pub struct Server {
     replica: Replica,
     proposer: Proposer,
     barrier: Barrier,
+    leadership: Leadership,
     watches: Watches,
     gate: Gate,
     members: Members,
@@ -90,6 +93,11 @@ impl Server {
     /// What a linearizable read waits for.
     pub fn barrier(&self) -> &Barrier {
         &self.barrier
+    }
+
+    /// Whether this member has a leader.
+    pub fn leadership(&self) -> &Leadership {
+        &self.leadership
     }
 
     /// Watches of what is applied here.
@@ -311,6 +319,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ),
         members: Members::new(replica.clone(), wishes.clone(), timeout),
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
+        leadership: Leadership::follow(replica.clone()),
         watches: watches(&config, &replica),
     };
 
@@ -320,11 +329,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         wishes,
         lease_leader,
     );
-    let voters_only = api::VotersOnly::new(replica.clone());
+    let guards = api::guards(&server);
     let peer_tasks = serve(
         peers,
         tonic::service::Routes::new(peer_service),
-        &voters_only,
+        &guards,
         &stopping,
     );
 
@@ -408,8 +417,8 @@ async fn serve_clients(
         .map(|a| a.to_string())
         .collect();
     let (stop, stopping) = watch::channel(false);
-    let voters_only = api::VotersOnly::new(server.replica.clone());
-    let tasks = serve(listeners, api::routes(&server)?, &voters_only, &stopping);
+    let guards = api::guards(&server);
+    let tasks = serve(listeners, api::routes(&server)?, &guards, &stopping);
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     let end = ending.comes().await;
     if end == End::Removed {
@@ -594,12 +603,12 @@ type Tasks = Vec<tokio::task::JoinHandle<()>>;
 fn serve(
     listeners: Vec<TcpListener>,
     routes: tonic::service::Routes,
-    voters_only: &api::VotersOnly,
+    guards: &api::Guards,
     stopping: &watch::Receiver<bool>,
 ) -> Tasks {
     let serve_one = |listener| {
         let mut stopping = stopping.clone();
-        let (routes, voters_only) = (routes.clone(), voters_only.clone());
+        let (routes, guards) = (routes.clone(), guards.clone());
         tokio::spawn(async move {
             let until = async move {
                 // An error means that the sender is gone, which is a stop too.
@@ -613,7 +622,7 @@ fn serve(
                 .http2_keepalive_interval(Some(Duration::from_secs(10)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(20)))
                 .layer(api::LimitErrors)
-                .layer(voters_only)
+                .layer(guards)
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until)
                 .await;

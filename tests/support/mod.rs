@@ -7,6 +7,7 @@ pub mod history;
 pub mod leases;
 pub mod linearize;
 pub mod model;
+pub mod observer;
 pub mod order;
 pub mod process;
 pub mod proxy;
