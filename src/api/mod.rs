@@ -5,6 +5,7 @@
 mod auth;
 mod cluster;
 mod kv;
+mod leader;
 mod learner;
 mod lease;
 mod limits;
@@ -25,6 +26,7 @@ use crate::server::auth::Credentials;
 use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
 
+pub use leader::{Bound, RequireLeader};
 pub use learner::VotersOnly;
 pub use limits::rewrite_limit_error;
 

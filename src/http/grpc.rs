@@ -14,9 +14,9 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::Service;
+use tower::{Layer, Service};
 
-use crate::api::{self, VotersOnly};
+use crate::api::{self, Bound, RequireLeader, VotersOnly};
 use crate::metrics::{Calls, Metrics};
 use crate::server::Server;
 
@@ -28,7 +28,7 @@ pub type Answer = Response<Counted<tonic::body::Body>>;
 /// All services of the client port. Cheap to clone.
 #[derive(Clone)]
 pub struct Grpc {
-    routes: Routes,
+    routes: Bound<Routes>,
     voters_only: VotersOnly,
     metrics: Arc<Metrics>,
 }
@@ -36,8 +36,9 @@ pub struct Grpc {
 impl Grpc {
     /// The services of `server`.
     pub fn new(server: &Server) -> anyhow::Result<Self> {
+        let require_leader = RequireLeader::new(server.leadership().clone());
         Ok(Grpc {
-            routes: api::routes(server)?.prepare(),
+            routes: require_leader.layer(api::routes(server)?.prepare()),
             voters_only: VotersOnly::new(server.replica().clone()),
             metrics: server.metrics().clone(),
         })

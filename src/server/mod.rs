@@ -6,6 +6,7 @@ pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
+pub mod leader;
 pub mod lessor;
 mod listen;
 pub mod members;
@@ -31,6 +32,7 @@ use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
+use self::leader::Leadership;
 use self::lessor::Lessor;
 use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
@@ -72,6 +74,7 @@ pub struct Server {
     replica: Replica,
     proposer: Proposer,
     barrier: Barrier,
+    leadership: Leadership,
     watches: Watches,
     gate: Gate,
     members: Members,
@@ -95,6 +98,11 @@ impl Server {
     /// What a linearizable read waits for.
     pub fn barrier(&self) -> &Barrier {
         &self.barrier
+    }
+
+    /// Whether this member has a leader.
+    pub fn leadership(&self) -> &Leadership {
+        &self.leadership
     }
 
     /// Watches of what is applied here.
@@ -330,6 +338,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ),
         members: Members::new(replica.clone(), wishes.clone(), timeout),
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
+        leadership: Leadership::follow(replica.clone()),
         watches: watches(&config, &replica),
         metrics,
     };

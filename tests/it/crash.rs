@@ -25,7 +25,7 @@ const CLIENTS: usize = 3;
 
 /// What happens to the cluster in one round.
 #[derive(Debug, Clone, Copy)]
-enum Fault {
+pub enum Fault {
     KillLeader,
     KillAny,
     KillTwo,
@@ -33,7 +33,7 @@ enum Fault {
     PauseLeader,
 }
 
-const FAULTS: [Fault; 8] = [
+pub const FAULTS: [Fault; 8] = [
     Fault::KillLeader,
     Fault::KillAny,
     Fault::KillTwo,
@@ -45,7 +45,7 @@ const FAULTS: [Fault; 8] = [
 ];
 
 /// Does it, and undoes it; returns how many processes were killed.
-async fn strike(cluster: &mut Cluster, fault: Fault, rng: &mut StdRng) -> u64 {
+pub async fn strike(cluster: &mut Cluster, fault: Fault, rng: &mut StdRng) -> u64 {
     let any = rng.random_range(0..cluster.members.len());
     let down = Duration::from_millis(rng.random_range(0..1500));
     let victims = match fault {

@@ -21,3 +21,5 @@ mod readme;
 mod recovery;
 mod served;
 mod watch;
+mod watch_differential;
+mod watch_faults;

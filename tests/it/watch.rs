@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
+use pontoon::pb::etcdserverpb::kv_client::KvClient;
 use pontoon::pb::etcdserverpb::request_op::Request as Op;
 use pontoon::pb::etcdserverpb::watch_create_request::FilterType;
 use pontoon::pb::etcdserverpb::{
@@ -9,8 +11,10 @@ use pontoon::pb::etcdserverpb::{
 };
 use tonic::Code;
 
-use crate::support::cluster::Cluster;
-use crate::support::rpc::{Client, Request, op, put_request};
+use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::process::wait_for;
+use crate::support::proxy::Link;
+use crate::support::rpc::{Client, Request, channel, op, put_request};
 use crate::support::watcher::{WatchStream, revision, watch, watch_all};
 
 /// Long enough to see that nothing comes.
@@ -197,7 +201,7 @@ async fn filters_and_previous_pairs() {
     client.put("a", "3").await.expect("a put");
     assert_eq!(puts.told(3).await, ["+a=1 @2", "+a=2<1 @3", "+a=3 @5"]);
     assert_eq!(deletes.told(1).await, ["-a<2 @4"]);
-    // Both changes show the pair from before the transaction.
+    // The delete shows the pair from before the transaction, the creation after it none.
     let everything_after = DeleteRangeRequest {
         key: b"a".to_vec().into(),
         range_end: b"\0".to_vec().into(),
@@ -212,7 +216,7 @@ async fn filters_and_previous_pairs() {
     };
     client.call(Request::Txn(txn)).await.expect("a transaction");
     assert_eq!(deletes.told(1).await, ["-a<3 @6"]);
-    assert_eq!(puts.told(1).await, ["+a=4<3 @6"]);
+    assert_eq!(puts.told(1).await, ["+a=4 @6"]);
     compact(&mut client, 5).await;
     let mut past = open(&cluster, 0).await;
     past.create(WatchCreateRequest {
@@ -220,7 +224,7 @@ async fn filters_and_previous_pairs() {
         ..watch("a", "", 5)
     })
     .await;
-    assert_eq!(past.told(3).await, ["+a=3 @5", "-a<3 @6", "+a=4<3 @6"]);
+    assert_eq!(past.told(3).await, ["+a=3 @5", "-a<3 @6", "+a=4 @6"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -334,4 +338,275 @@ async fn a_stream_outlives_its_requests_and_ends_with_the_member() {
         start.elapsed() < Duration::from_secs(4),
         "open streams are not drained, they are ended"
     );
+}
+
+/// Puts `count` pairs from several clients at once, through members that answer; returns the last revision.
+async fn write_much(cluster: &Cluster, members: &[usize], count: usize, value: &str) -> i64 {
+    let clients: Vec<Client> = members.iter().map(|member| cluster.client(*member)).collect();
+    let put = |number: usize| {
+        let mut client = clients[number % clients.len()].clone();
+        async move { client.put(&format!("k{}", number % 7), value).await }
+    };
+    let answers: Vec<_> = futures::stream::iter(0..count)
+        .map(put)
+        .buffer_unordered(500)
+        .collect()
+        .await;
+    answers
+        .into_iter()
+        .map(|answer| answer.expect("a put"))
+        .max()
+        .expect("some")
+}
+
+/// Waits until a member acknowledges a write, as after the death of the leader.
+async fn await_writable(cluster: &Cluster, member: usize) {
+    wait_for(PATIENCE, "a write to be acknowledged", || async {
+        cluster.client(member).put("k0", "at last").await.ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_tells_everything_in_order_once() {
+    let cluster = Cluster::start(3).await;
+    let mut streams = Vec::new();
+    for member in 0..3 {
+        let mut stream = open(&cluster, member).await;
+        stream.create(watch_all(2)).await;
+        streams.push(stream);
+    }
+    let last = write_much(&cluster, &[0, 1, 2], 600, "x").await;
+    assert_eq!(last, 601);
+    let mut first = None;
+    for mut stream in streams {
+        let events = stream.events(600).await;
+        let revisions: Vec<i64> = events.iter().map(revision).collect();
+        assert_eq!(revisions, (2..=601).collect::<Vec<_>>());
+        assert_eq!(
+            first.get_or_insert_with(|| events.clone()),
+            &events,
+            "members differ"
+        );
+        assert_eq!(stream.next_within(SILENCE).await, None, "there is no more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_resumes_at_any_kept_revision_on_any_member() {
+    let mut cluster = Cluster::start(3).await;
+    write_much(&cluster, &[0], 60, "x").await;
+    compact(&mut cluster.client(0), 20).await;
+    // One that has its past from the log of a restart.
+    cluster.terminate(2).await;
+    cluster.restart(2).await;
+    for member in 0..3 {
+        for from in [20, 21, 35, 60, 61] {
+            let mut stream = open(&cluster, member).await;
+            stream.create(watch_all(from)).await;
+            let told: Vec<i64> = stream
+                .events(62 - from as usize)
+                .await
+                .iter()
+                .map(revision)
+                .collect();
+            // What is overwritten before the compacted revision is gone, what happened at it is not.
+            assert_eq!(
+                told,
+                (from..=61).collect::<Vec<_>>(),
+                "member {member}, from {from}"
+            );
+        }
+        let mut stream = open(&cluster, member).await;
+        stream.create(watch_all(19)).await;
+        assert_eq!(stream.next().await.expect("a response").compact_revision, 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_when_the_leader_is_killed_and_resumes_elsewhere() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let others: Vec<usize> = (0..3).filter(|member| *member != leader).collect();
+    let mut stays = open(&cluster, others[0]).await;
+    let mut leaves = open(&cluster, leader).await;
+    stays.create(watch_all(2)).await;
+    leaves.create(watch_all(2)).await;
+    let before = write_much(&cluster, &[0, 1, 2], 50, "x").await;
+    let mut told: Vec<i64> = leaves.events(50).await.iter().map(revision).collect();
+    cluster.kill(leader);
+    assert!(leaves.next().await.is_err(), "the stream is broken");
+    await_writable(&cluster, others[0]).await;
+    let last = write_much(&cluster, &others, 50, "y").await;
+    let next = told.last().expect("told") + 1;
+    assert_eq!(next, before + 1);
+    let mut resumed = open(&cluster, others[1]).await;
+    resumed.create(watch_all(next)).await;
+    told.extend(
+        resumed
+            .events((last - before) as usize)
+            .await
+            .iter()
+            .map(revision),
+    );
+    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    let told: Vec<i64> = stays
+        .events(last as usize - 1)
+        .await
+        .iter()
+        .map(revision)
+        .collect();
+    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    // The old leader comes back, and tells the same.
+    cluster.restart(leader).await;
+    let mut back = open(&cluster, leader).await;
+    back.create(watch_all(2)).await;
+    let told: Vec<i64> = back
+        .events(last as usize - 1)
+        .await
+        .iter()
+        .map(revision)
+        .collect();
+    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+}
+
+/// Entries that are kept in the log behind a snapshot: who is further behind gets the snapshot.
+const KEPT_ENTRIES: usize = 10_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_over_the_install_of_a_snapshot() {
+    let cluster = Cluster::start_with(3, &["--snapshot-count", "1000"]).await;
+    let leader = cluster.leader().await;
+    let behind = (leader + 1) % 3;
+    let mut stream = open(&cluster, behind).await;
+    stream.create(watch_all(2)).await;
+    // Deaf, not mute: the client's stream stays open.
+    cluster.set_link(behind, Link::Cut);
+    let last = write_much(&cluster, &[leader], KEPT_ENTRIES + 3000, "x").await;
+    cluster.set_link(behind, Link::Up);
+    let told: Vec<i64> = stream
+        .events(last as usize - 1)
+        .await
+        .iter()
+        .map(revision)
+        .collect();
+    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    // It did come by a snapshot: those are loaded into an engine of their own.
+    let state = cluster.members[behind].data_dir().join("state");
+    let engines: Vec<_> = std::fs::read_dir(state)
+        .expect("a directory")
+        .filter_map(|dir| dir.ok())
+        .collect();
+    assert!(engines.iter().all(|dir| dir.file_name() != "1"), "{engines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_client_holds_up_nobody_and_misses_nothing() {
+    let cluster = Cluster::start(1).await;
+    let mut slow = open(&cluster, 0).await;
+    let mut quick = open(&cluster, 0).await;
+    slow.create(watch_all(0)).await;
+    quick.create(watch_all(0)).await;
+    let value = "x".repeat(100_000);
+    // Far more than connection and outbox hold.
+    for _ in 0..300 {
+        let written = cluster.client(0).put("a", &value).await.expect("a put");
+        assert_eq!(
+            quick.events(1).await.iter().map(revision).collect::<Vec<_>>(),
+            [written]
+        );
+    }
+    let told: Vec<i64> = slow.events(300).await.iter().map(revision).collect();
+    assert_eq!(told, (2..=301).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_watchers_on_one_member() {
+    const STREAMS: usize = 50;
+    const EACH: usize = 200;
+    let cluster = Cluster::start(1).await;
+    let mut streams = Vec::new();
+    for number in 0..STREAMS {
+        let mut stream = open(&cluster, 0).await;
+        for watcher in 0..EACH {
+            // Half of them for a key of their own, half for all of these keys.
+            let request = match watcher % 2 {
+                0 => watch(&format!("one/{number}/{watcher}"), "", 0),
+                _ => watch("all/", "all0", 0),
+            };
+            assert!(!stream.create(request).await.canceled);
+        }
+        streams.push(stream);
+    }
+    let mut client = cluster.client(0);
+    for number in 0..3 {
+        client.put(&format!("all/{number}"), "x").await.expect("a put");
+    }
+    for number in 0..STREAMS {
+        client
+            .put(&format!("one/{number}/{}", 2 * number), "x")
+            .await
+            .expect("a put");
+    }
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let mut told = vec![0; EACH];
+        while told.iter().sum::<usize>() < 3 * EACH / 2 + 1 {
+            let response = stream.next().await.expect("a response");
+            told[response.watch_id as usize] += response.events.len();
+        }
+        let expected = |watcher: usize| match watcher % 2 {
+            0 => usize::from(watcher == 2 * number),
+            _ => 3,
+        };
+        assert_eq!(told, (0..EACH).map(expected).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_require_a_leader_are_sent_away_by_a_member_without_one() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (alone, others) = ((leader + 1) % 3, [leader, (leader + 2) % 3]);
+    let endpoint = cluster.members[alone].client_url.clone();
+    let require = || WatchStream::open_with(&endpoint, &[("hasleader", "true")]);
+    let mut patient = open(&cluster, alone).await;
+    let mut demanding = require().await.expect("there is a leader");
+    patient.create(watch_all(0)).await;
+    demanding.create(watch_all(0)).await;
+    cluster.kill(others[0]);
+    cluster.kill(others[1]);
+    let end = demanding.next().await.expect_err("the end");
+    assert_eq!(
+        (end.code(), end.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+    let refused = require().await.err().expect("refused");
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+    let mut kv = KvClient::new(channel(&endpoint));
+    let mut put = tonic::Request::new(put_request(b"a", b"1"));
+    put.metadata_mut()
+        .insert("hasleader", "true".parse().expect("ASCII"));
+    let refused = kv.put(put).await.expect_err("refused at once");
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, "etcdserver: no leader")
+    );
+    for other in others {
+        cluster.restart(other).await;
+    }
+    cluster.await_ready().await;
+    cluster.client(alone).put("a", "1").await.expect("a put");
+    assert_eq!(
+        patient.told(1).await,
+        ["+a=1 @2"],
+        "whoever did not ask for it stays"
+    );
+    let mut again = wait_for(PATIENCE, "a stream that requires a leader", || async {
+        require().await.ok()
+    })
+    .await;
+    assert!(!again.create(watch_all(0)).await.canceled);
 }

@@ -8,6 +8,7 @@ pub mod http;
 pub mod leases;
 pub mod linearize;
 pub mod model;
+pub mod observer;
 pub mod order;
 pub mod process;
 pub mod proxy;

@@ -36,7 +36,26 @@ impl WatchStream {
 
     /// The same, with metadata.
     pub async fn open_with(endpoint: &str, metadata: &[(&'static str, &str)]) -> Result<WatchStream, Status> {
+        WatchStream::begin(endpoint, metadata, None).await
+    }
+
+    /// The same with a first watcher, whose answer is the first response: etcd says nothing before it was asked.
+    pub async fn open_and_create(endpoint: &str, first: WatchCreateRequest) -> Result<WatchStream, Status> {
+        WatchStream::begin(endpoint, &[], Some(first)).await
+    }
+
+    async fn begin(
+        endpoint: &str,
+        metadata: &[(&'static str, &str)],
+        first: Option<WatchCreateRequest>,
+    ) -> Result<WatchStream, Status> {
         let (requests, outgoing) = mpsc::channel(16);
+        if let Some(first) = first {
+            let request = WatchRequest {
+                request_union: Some(RequestUnion::CreateRequest(first)),
+            };
+            requests.send(request).await.expect("there is room");
+        }
         let mut request = Request::new(ReceiverStream::new(outgoing));
         for (name, value) in metadata {
             request
@@ -54,11 +73,7 @@ impl WatchStream {
 
     /// Sends a request, whatever comes of it.
     pub async fn send(&self, request: RequestUnion) {
-        let requests = self.requests.as_ref().expect("not closed on this side");
-        let request = WatchRequest {
-            request_union: Some(request),
-        };
-        requests.send(request).await.expect("the stream is open");
+        self.try_send(request).await.expect("the stream is open");
     }
 
     /// Adds a watcher and waits for the answer; what else comes meanwhile is kept for [`WatchStream::next`].
@@ -71,6 +86,26 @@ impl WatchStream {
             }
             self.early.push_back(response);
         }
+    }
+
+    /// Asks for a watcher, without waiting for the answer; fails if the stream is over.
+    pub async fn try_create(&self, request: WatchCreateRequest) -> Result<(), Status> {
+        self.try_send(RequestUnion::CreateRequest(request)).await
+    }
+
+    /// Asks how far things are; fails if the stream is over.
+    pub async fn try_ask_progress(&self) -> Result<(), Status> {
+        self.try_send(RequestUnion::ProgressRequest(WatchProgressRequest {}))
+            .await
+    }
+
+    async fn try_send(&self, request: RequestUnion) -> Result<(), Status> {
+        let requests = self.requests.as_ref().expect("not closed on this side");
+        let request = WatchRequest {
+            request_union: Some(request),
+        };
+        let sent = requests.send(request).await;
+        sent.map_err(|_| Status::unavailable("the stream is over"))
     }
 
     /// Asks for the end of a watcher.

@@ -69,7 +69,9 @@ pub fn fan_out<'a>(
             let Some(interest) = interest(number).filter(|it| it.wants(event, kv.mod_revision)) else {
                 continue;
             };
-            let bytes = match interest.prev_kv {
+            // A creation has none, also where the key was deleted in the same revision.
+            let is_creation = kv.create_revision == kv.mod_revision;
+            let bytes = match interest.prev_kv && !is_creation {
                 true => encoded.with_previous(|| view.before(&kv.key, kv.mod_revision))?,
                 false => encoded.plain(),
             };

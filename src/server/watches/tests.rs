@@ -73,9 +73,13 @@ impl World {
             .apply(Place { term: 1, index: 1 }, &command)
             .expect("applied");
         self.state.seal(Bytes::from_static(b"mark"));
-        let with_previous = |event: &Event| Event {
-            prev_kv: before.get(&event.kv.as_ref().expect("a pair").key).cloned(),
-            ..event.clone()
+        let with_previous = |event: &Event| {
+            let kv = event.kv.as_ref().expect("a pair");
+            let is_creation = kv.create_revision == kv.mod_revision;
+            Event {
+                prev_kv: before.get(&kv.key).filter(|_| !is_creation).cloned(),
+                ..event.clone()
+            }
         };
         self.past.extend(outcome.events.iter().map(with_previous));
         if !outcome.events.is_empty() {

@@ -1,0 +1,121 @@
+//! Requests that want a leader: with the metadata `hasleader: true` they are refused while this member knows of none, and
+//! a stream ends when there has been none for a while (`server/leader.rs`). Its client goes on at another member.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::status;
+use crate::error::Error;
+use crate::server::leader::Leadership;
+
+/// Looks after requests that want a leader.
+#[derive(Clone)]
+pub struct RequireLeader {
+    leadership: Leadership,
+}
+
+impl RequireLeader {
+    /// By what this member knows of its leader.
+    pub fn new(leadership: Leadership) -> Self {
+        RequireLeader { leadership }
+    }
+}
+
+impl<S> Layer<S> for RequireLeader {
+    type Service = Bound<S>;
+
+    fn layer(&self, inner: S) -> Bound<S> {
+        Bound {
+            inner,
+            leadership: self.leadership.clone(),
+        }
+    }
+}
+
+/// See [`RequireLeader`].
+#[derive(Clone)]
+pub struct Bound<S> {
+    inner: S,
+    leadership: Leadership,
+}
+
+impl<S, A> Service<Request<A>> for Bound<S>
+where
+    S: Service<Request<A>, Response = Response<Body>>,
+    S::Error: Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let wants_leader = request
+            .headers()
+            .get("hasleader")
+            .is_some_and(|value| value == "true");
+        if !wants_leader {
+            return Box::pin(self.inner.call(request));
+        }
+        if !self.leadership.is_known() {
+            let refusal = status(Error::NoLeader).into_http();
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
+        let lost = Box::pin(self.leadership.lost());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let bound = |body| BoundBody {
+                body: Some(body),
+                lost,
+            };
+            Ok(answer.await?.map(|body| Body::new(bound(body))))
+        })
+    }
+}
+
+/// An answer that ends when the leader is lost.
+struct BoundBody {
+    /// Gone at the end.
+    body: Option<Body>,
+    lost: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl http_body::Body for BoundBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if self.lost.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        status(Error::NoLeader).add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+}
