@@ -8,6 +8,7 @@ mod architecture;
 mod auth;
 mod bad_input;
 mod checkers;
+mod concurrency;
 mod crash;
 mod differential;
 mod etcdctl;
