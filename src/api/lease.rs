@@ -4,6 +4,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::limits::corrected;
 use super::{credentials, header, status};
 use crate::error::Error;
 use crate::pb::etcdserverpb::lease_server::Lease as Service;
@@ -63,7 +64,7 @@ fn renewals(
     let renewing = server.clone();
     let answers = requests.map(move |request| {
         let (server, who) = (renewing.clone(), who.clone());
-        async move { renew(&server, &who, request?).await }
+        async move { renew(&server, &who, request.map_err(corrected)?).await }
     });
     let answers = Box::pin(answers.buffered(RENEWALS));
     futures::stream::unfold(Some((server, answers)), |open| async {

@@ -4,6 +4,7 @@
 
 mod auth;
 mod cluster;
+mod concurrency;
 mod kv;
 mod leader;
 mod learner;
@@ -22,6 +23,8 @@ use crate::pb::etcdserverpb::cluster_server::ClusterServer;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::pb::v3electionpb::election_server::ElectionServer;
+use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::server::auth::Credentials;
 use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
@@ -65,6 +68,10 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     .add_service(AuthServer::new(auth::Auth::new(server.clone())).max_decoding_message_size(limit))
     .add_service(maintenance.max_decoding_message_size(limit))
     .add_service(watch::WatchServer::new(server.clone()))
+    .add_service(LockServer::new(concurrency::Lock::new(server.clone())).max_decoding_message_size(limit))
+    .add_service(
+        ElectionServer::new(concurrency::Election::new(server.clone())).max_decoding_message_size(limit),
+    )
     .add_service(health)
     .add_service(reflection);
     Ok(Routes::from(

@@ -9,6 +9,7 @@ mod auth;
 mod bad_input;
 mod checkers;
 mod clients;
+mod concurrency;
 mod crash;
 mod differential;
 mod etcdctl;
