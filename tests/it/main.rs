@@ -13,6 +13,7 @@ mod differential;
 mod etcdctl;
 mod failover;
 mod lease;
+mod maintenance;
 mod membership;
 mod readme;
 mod recovery;
