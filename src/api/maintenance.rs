@@ -16,6 +16,7 @@ use crate::pb::etcdserverpb::{
     StatusResponse,
 };
 use crate::pb::pontoon::command::{command::Op, reply};
+use crate::raft::saving::DefragmentError;
 use crate::server::Server;
 use crate::server::auth::Credentials;
 use crate::server::backup::{BackupError, Spooled};
@@ -140,11 +141,19 @@ impl Service for Maintenance {
         }
     }
 
+    /// This member only; it goes on serving meanwhile.
     async fn defragment(
         &self,
-        _: Request<DefragmentRequest>,
+        request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        Err(unimplemented("/etcdserverpb.Maintenance/Defragment"))
+        self.permit_root(&credentials(&request)).await?;
+        match self.server.replica().defragment().await {
+            Ok(_) => Ok(Response::new(DefragmentResponse { header: None })),
+            Err(DefragmentError::Stopped) => Err(status(Error::Stopped)),
+            Err(refused @ DefragmentError::NoRoom { .. }) => {
+                Err(Status::resource_exhausted(format!("pontoon: {refused}")))
+            }
+        }
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {

@@ -114,7 +114,7 @@ impl View {
 
     /// The versions beyond `after`, up to `until`, of the first block in the engine that has any.
     fn saved_versions(&self, after: Revision, until: Revision) -> Result<Vec<Version>> {
-        let engine = &self.store.engine;
+        let engine = self.store.engine();
         let all = keys::blocks();
         let before = engine.floor(&all.start, &keys::block(after.main, after.sub))?;
         let start = before.map_or(all.start, |(key, _)| key);

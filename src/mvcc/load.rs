@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock};
 
+use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::attached::Attached;
@@ -30,7 +31,7 @@ impl Store {
     fn with(inner: Inner, engine: Arc<dyn Engine>, options: Options) -> Arc<Store> {
         Arc::new(Store {
             inner: RwLock::new(inner),
-            engine,
+            engine: ArcSwap::from_pointee(engine),
             options,
             pins: Mutex::new(BTreeMap::new()),
         })
@@ -89,6 +90,7 @@ impl Store {
             .collect();
         SnapshotSource {
             saved: inner.saved,
+            engine: self.engine(),
             sealed,
             records,
             unsaved,
@@ -147,6 +149,8 @@ pub struct SnapshotSource {
     /// Versions up to here are in the engine, the later ones below.
     saved: Revision,
     unsaved: Vec<Version>,
+    /// As it was when the snapshot began: it may be replaced meanwhile.
+    engine: Arc<dyn Engine>,
     view: View,
 }
 
@@ -173,7 +177,7 @@ impl SnapshotSource {
 
     /// The versions that can be read, in revision order: the same on every member, however far each has reclaimed.
     pub fn versions(&self) -> impl Iterator<Item = Result<Version>> + '_ {
-        let blocks = self.view.store.engine.scan(keys::blocks());
+        let blocks = self.engine.scan(keys::blocks());
         let saved = blocks.filter_map(|pair| self.wanted(pair).transpose());
         let saved = saved.flat_map(|block| match block.and_then(Block::parse) {
             Ok(block) => block.versions().collect(),
@@ -191,8 +195,6 @@ impl SnapshotSource {
             .iter()
             .map(|(key, value)| Ok(record(RECORD, &[&length(key), key, value])));
         let saved = self
-            .view
-            .store
             .engine
             .scan(keys::blocks())
             .filter_map(|pair| self.wanted(pair).transpose())

@@ -12,7 +12,8 @@
 //!
 //! **Where things are.** The index (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
 //! the newest in memory, the rest in the engine, packed in [`block`]s by revision. [`save`] moves them from one to the
-//! other, behind the writer's back, and reclaims what compaction freed. [`attached`] finds the keys of a lease.
+//! other, behind the writer's back, and reclaims what compaction freed; [`defrag`] gives the disk its space back.
+//! [`attached`] finds the keys of a lease.
 //!
 //! **One writer.** [`Store::write`] is called by apply alone. What it changes is invisible until [`Store::seal`].
 //!
@@ -23,6 +24,7 @@
 mod attached;
 pub mod block;
 mod changes;
+mod defrag;
 pub mod history;
 mod load;
 mod save;
@@ -32,6 +34,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use self::attached::Attached;
@@ -42,6 +45,7 @@ use crate::storage::{Engine, Error, Result, keys};
 
 pub use block::Version;
 pub use changes::Changes;
+pub use defrag::Defragmented;
 pub use load::{SnapshotSource, records_of, with_mark};
 pub use save::Saver;
 pub use write::Write;
@@ -141,7 +145,8 @@ impl Default for Options {
 /// All revisions of all keys, and the small records that have none.
 pub struct Store {
     inner: RwLock<Inner>,
-    engine: Arc<dyn Engine>,
+    /// Replaced by one that holds the same when it is defragmented.
+    engine: ArcSwap<Arc<dyn Engine>>,
     options: Options,
     /// Revisions that views hold on to, with how many views each.
     pins: Mutex<BTreeMap<i64, usize>>,
@@ -249,6 +254,24 @@ impl Store {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine.load())
+    }
+
+    fn set_engine(&self, engine: Arc<dyn Engine>) {
+        self.engine.store(Arc::new(engine));
+    }
+
+    /// Makes everything saved survive a loss of power.
+    pub fn flush(&self) -> Result<()> {
+        self.engine().flush()
+    }
+
+    /// Another store takes this one's place: what it has on disk goes with its last view.
+    pub fn discard(&self) {
+        self.engine().discard();
+    }
+
     /// Makes everything written so far visible, as one point, with the shell's mark on it.
     pub fn seal(&self, mark: Bytes) {
         let mut inner = self.lock();
@@ -291,7 +314,7 @@ impl Store {
 
     /// Bytes that the engine takes on disk.
     pub fn size_on_disk(&self) -> Result<u64> {
-        self.engine.size_on_disk()
+        self.engine().size_on_disk()
     }
 
     /// Keys that exist now, or existed since the last compaction.
@@ -326,7 +349,7 @@ impl Store {
     }
 
     fn load_saved(&self, revision: Revision) -> Result<KeyValue> {
-        load_saved(&*self.engine, revision)
+        load_saved(&*self.engine(), revision)
     }
 }
 

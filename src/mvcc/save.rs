@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::block::{self, BLOCK_BYTES, Block, Version};
+use super::defrag::Copy;
 use super::{Inner, NEVER_COMPACTED, Revision, Sealed, Store};
 use crate::storage::{Batch, Error, Result, keys};
 
@@ -22,8 +23,10 @@ const BLOCKS_PER_SLICE: usize = 64;
 
 /// Saves a store, from one background thread.
 pub struct Saver {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     sweep: Mutex<Option<Sweep>>,
+    /// A defragmentation under way.
+    pub(super) copying: Mutex<Option<Copy>>,
 }
 
 /// A sweep under way.
@@ -68,12 +71,24 @@ impl Saver {
             }
         }
         put_marks(&mut batch, &unsaved.sealed);
-        self.store.engine.commit(batch)?;
+        self.commit(batch)?;
         self.saved(
             unsaved.versions.last().map(|version| version.revision),
             unsaved.bytes,
         );
         Ok(true)
+    }
+
+    /// Bytes of keys and values in all versions.
+    pub fn logical_bytes(&self) -> u64 {
+        self.store.bytes()
+    }
+
+    fn commit(&self, batch: Batch) -> Result<()> {
+        if let Some(copy) = &*self.copying() {
+            copy.follow(&batch)?;
+        }
+        self.store.engine().commit(batch)
     }
 
     /// Bytes of versions that are only in memory.
@@ -152,13 +167,19 @@ impl Saver {
         Ok(sweep.is_some())
     }
 
-    /// A sweep up to the compacted revision, or to the oldest that a view still reads from.
+    /// A sweep up to the compacted revision, or to the oldest that a view still reads from, or to the newest saved:
+    /// a version that is saved after it was forgotten would never be found again.
     fn begin(&self) -> Option<Sweep> {
         let inner = self.store.read();
         let pinned = self.store.pins().keys().next().copied();
         let compacted = pinned.map_or(inner.sealed.compacted, |pinned| {
             pinned.min(inner.sealed.compacted)
         });
+        let saved = match inner.unsaved_bytes {
+            0 => i64::MAX,
+            _ => inner.saved.main,
+        };
+        let compacted = compacted.min(saved);
         let due = compacted > inner.swept;
         due.then(|| Sweep::Index {
             compacted,
@@ -214,7 +235,7 @@ impl Saver {
             let first = keys::blocks().start;
             let at = self
                 .store
-                .engine
+                .engine()
                 .floor(&first, &keys::block(revision.main, revision.sub))?;
             let Some((key, bytes)) = at else {
                 next += 1;
@@ -230,7 +251,7 @@ impl Saver {
             next = gone.partition_point(|revision| *revision <= last).max(next + 1);
         }
         if !batch.is_empty() {
-            self.store.engine.commit(batch)?;
+            self.commit(batch)?;
         }
         let mut inner = self.store.lock();
         inner.bytes = inner.bytes.saturating_sub(freed);
@@ -246,11 +267,9 @@ impl Saver {
     }
 }
 
-/// Unsaved versions must stay until they are saved; the block that they go to is swept by the next sweep of this
-/// member, or never: that costs space, not answers. So only saved ones leave memory here.
+/// They are saved, all of them, and may leave memory.
 fn forget_recent(inner: &mut Inner, gone: &[Revision]) {
-    let saved = inner.saved;
-    for revision in gone.iter().filter(|revision| **revision <= saved) {
+    for revision in gone {
         if let Some(version) = inner.recent.remove(revision) {
             inner.recent_bytes -= version.size();
         }
@@ -326,6 +345,7 @@ impl Store {
         Saver {
             store: self.clone(),
             sweep: Mutex::new(None),
+            copying: Mutex::new(None),
         }
     }
 }

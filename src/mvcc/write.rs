@@ -1,7 +1,7 @@
 //! The writer's side: the changes of one command, all at one main revision.
 
 use std::ops::Range;
-use std::sync::RwLockWriteGuard;
+use std::sync::{Arc, RwLockWriteGuard};
 
 use bytes::Bytes;
 
@@ -19,7 +19,7 @@ impl Store {
         let main = inner.revision + 1;
         Write {
             inner,
-            engine: &*self.engine,
+            engine: self.engine(),
             main,
             sub: 0,
             events: Vec::new(),
@@ -30,7 +30,7 @@ impl Store {
 /// One command's changes.
 pub struct Write<'a> {
     inner: RwLockWriteGuard<'a, Inner>,
-    engine: &'a dyn Engine,
+    engine: Arc<dyn Engine>,
     main: i64,
     sub: u32,
     events: Vec<Event>,
@@ -171,7 +171,7 @@ impl Versions for Write<'_> {
     fn load(&self, revision: Revision) -> Result<KeyValue> {
         match self.inner.recent.get(&revision) {
             Some(version) => Ok(version.kv.clone()),
-            None => load_saved(self.engine, revision),
+            None => load_saved(&*self.engine, revision),
         }
     }
 }

@@ -10,7 +10,8 @@
 //!   still trusts its own.
 //! * our own encodings on disk and wire ([`entry`]).
 //!
-//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`feed`] what was applied, for watchers ·
+//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`saving`] behind it ·
+//! [`feed`] what was applied, for watchers ·
 //! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time ·
 //! [`recover`] a survivor alone · [`replica`] all of it, opened and running.
 
@@ -24,6 +25,7 @@ pub mod peer;
 pub mod read_index;
 pub mod recover;
 pub mod replica;
+pub mod saving;
 pub mod snapshot;
 pub mod state_machine;
 #[cfg(test)]

@@ -30,13 +30,14 @@ use super::identity::Identity;
 use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
 use super::read_index::{ReadIndexError, Rounds};
+use super::saving::{DefragmentError, Defragmenter, engine_dirs, numbered_engines};
 use super::snapshot::SnapshotStore;
-use super::state_machine::{FreshEngine, LeaseSink, Mark, Shell, StateMachine, TokenSink};
+use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
 use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
-use crate::state::{self, Reader, SnapshotSource, State};
+use crate::state::{self, Defragmented, Reader, SnapshotSource, State};
 use crate::storage::Engine;
 use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
@@ -229,6 +230,7 @@ struct Inner {
     members: watch::Receiver<()>,
     feed: Feed,
     rounds: Rounds,
+    defragmenter: Defragmenter,
     failure: Failure,
     timing: Timing,
     /// When a leader last called.
@@ -247,15 +249,19 @@ impl Replica {
         if let Some(at) = &snapshot_at {
             log.agree_with(at)?;
         }
-        let opened = open_state(&options, &log, &snapshots)?;
-        let reader = opened.state.reader();
+        let defragmenter = Defragmenter::new(
+            &options.state_dir,
+            numbered_engines(&options.state_dir, options.engine_cache),
+        );
+        let (state, mark) = open_state(&options, &log, &snapshots, &defragmenter)?;
+        let reader = state.reader();
         let (applied_tx, applied) = watch::channel(0);
         let (members_tx, members) = watch::channel(());
         let (closed_tx, closed) = oneshot::channel();
         let feed = Feed::default();
         let shell = Shell {
             snapshots: snapshots.clone(),
-            fresh_engine: opened.fresh_engine,
+            defragmenter: defragmenter.clone(),
             options: state::Options::default(),
             lease_sink: options.lease_sink.clone(),
             applied: applied_tx,
@@ -265,7 +271,7 @@ impl Replica {
             token_sink: options.token_sink.clone(),
             closed: closed_tx,
         };
-        let machine = StateMachine::new(opened.state, opened.mark, opened.engine, opened.dir, shell);
+        let machine = StateMachine::new(state, mark, shell);
         let peers = Arc::new(Peers::new(options.identity.clone(), options.timing));
         let config = options
             .timing
@@ -299,6 +305,7 @@ impl Replica {
             members,
             feed,
             rounds,
+            defragmenter,
             failure,
             timing: options.timing,
             heard: std::sync::Mutex::default(),
@@ -337,6 +344,11 @@ impl Replica {
     /// What must stop this member.
     pub fn failure(&self) -> &Failure {
         &self.inner.failure
+    }
+
+    /// Gives the space that the applied state does not use back to the disk, while it is used.
+    pub async fn defragment(&self) -> Result<Defragmented, DefragmentError> {
+        self.inner.defragmenter.defragment().await
     }
 
     /// Raft's clocks.
@@ -661,48 +673,28 @@ fn open_wal(options: &Options, failure: &Failure) -> Result<Wal, OpenError> {
     Ok(Wal::open(options.fs.clone(), &options.wal_dir, wal_options)?)
 }
 
-struct Opened {
-    state: State,
-    mark: Mark,
-    engine: Arc<dyn Engine>,
-    dir: PathBuf,
-    fresh_engine: FreshEngine,
-}
-
-fn open_state(options: &Options, log: &LogStore, snapshots: &SnapshotStore) -> Result<Opened, OpenError> {
+fn open_state(
+    options: &Options,
+    log: &LogStore,
+    snapshots: &SnapshotStore,
+    defragmenter: &Defragmenter,
+) -> Result<(State, Mark), OpenError> {
     std::fs::create_dir_all(&options.state_dir)?;
-    let fresh_engine = fresh_engine(&options.state_dir, options.engine_cache);
-    if let Some((state, mark, engine, dir)) = continue_state(options, log, snapshots)? {
-        return Ok(Opened {
-            state,
-            mark,
-            engine,
-            dir,
-            fresh_engine,
-        });
+    if let Some(continued) = continue_state(options, log, snapshots)? {
+        return Ok(continued);
     }
     for dir in engine_dirs(&options.state_dir)? {
         std::fs::remove_dir_all(dir)?;
     }
-    let (dir, engine) = fresh_engine()?;
-    let (state, mark) = rebuild(engine.clone(), snapshots)?;
-    Ok(Opened {
-        state,
-        mark,
-        engine,
-        dir,
-        fresh_engine,
-    })
+    rebuild(defragmenter.fresh_engine()?, snapshots)
 }
-
-type Continued = (State, Mark, Arc<dyn Engine>, PathBuf);
 
 /// The state as the engine has it, if it can be trusted; says why if not.
 fn continue_state(
     options: &Options,
     log: &LogStore,
     snapshots: &SnapshotStore,
-) -> Result<Option<Continued>, OpenError> {
+) -> Result<Option<(State, Mark)>, OpenError> {
     let dirs = engine_dirs(&options.state_dir)?;
     if dirs.is_empty() {
         return Ok(None);
@@ -713,9 +705,15 @@ fn continue_state(
         );
         return Ok(None);
     }
-    for dir in dirs.into_iter().rev() {
-        match try_engine(&dir, options.engine_cache, log, snapshots) {
-            Ok((state, mark, engine)) => return Ok(Some((state, mark, engine, dir))),
+    // The newest that is whole: one that was being copied to when the member was killed is not.
+    for dir in dirs.iter().rev() {
+        match try_engine(dir, options.engine_cache, log, snapshots) {
+            Ok(continued) => {
+                for other in dirs.iter().filter(|other| *other != dir) {
+                    std::fs::remove_dir_all(other)?;
+                }
+                return Ok(Some(continued));
+            }
             Err(why) => {
                 tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from")
             }
@@ -730,15 +728,14 @@ fn try_engine(
     cache: u64,
     log: &LogStore,
     snapshots: &SnapshotStore,
-) -> Result<(State, Mark, Arc<dyn Engine>), String> {
+) -> Result<(State, Mark), String> {
     let engine = crate::storage::open_engine(dir, cache).map_err(|error| error.to_string())?;
-    let (state, mark) =
-        State::open(engine.clone(), state::Options::default()).map_err(|error| error.to_string())?;
+    let (state, mark) = State::open(engine, state::Options::default()).map_err(|error| error.to_string())?;
     let mark = mark.ok_or("it holds no complete state")?;
     let mark = Mark::decode(&mark).map_err(|error| error.to_string())?;
     let snapshot = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id);
     check_place(mark.applied, log, snapshot)?;
-    Ok((state, mark, engine))
+    Ok((state, mark))
 }
 
 /// Whether a state at `applied` is one that the log, or the snapshot, leads to and goes on from.
@@ -768,38 +765,6 @@ pub(super) fn rebuild(
     let (state, mark) = State::restore(engine, state::Options::default(), records)
         .map_err(|e| OpenError::State(e.to_string()))?;
     Ok((state, Mark::decode(&mark)?))
-}
-
-/// Engine directories are numbered; a snapshot is loaded into the next number.
-fn engine_dirs(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut numbers = Vec::new();
-    for dir in std::fs::read_dir(state_dir)? {
-        if let Some(number) = dir?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u64>().ok())
-        {
-            numbers.push(number);
-        }
-    }
-    numbers.sort_unstable();
-    Ok(numbers
-        .into_iter()
-        .map(|number| state_dir.join(number.to_string()))
-        .collect())
-}
-
-fn fresh_engine(state_dir: &Path, cache: u64) -> FreshEngine {
-    let state_dir = state_dir.to_path_buf();
-    Arc::new(move || {
-        let last = engine_dirs(&state_dir)?.pop();
-        let last = last
-            .and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok())
-            .unwrap_or(0);
-        let dir = state_dir.join((last + 1).to_string());
-        let engine = crate::storage::open_engine(&dir, cache).map_err(io::Error::other)?;
-        Ok((dir, engine))
-    })
 }
 
 /// Reports when openraft's core stops by itself.

@@ -10,11 +10,7 @@
 //! waits for it: that bounds memory.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -25,25 +21,19 @@ use tokio::sync::watch;
 
 use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
 use super::feed::Feed;
+use super::saving::{Defragmenter, Saving};
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{Command, Done};
 use crate::raft::replica::Failure;
-use crate::state::{
-    Changes, LeaseChange, LeaseChanges, Place, Reader, Saver, SnapshotSource, State, TokenChange,
-};
-use crate::storage::Engine;
+use crate::state::{Changes, LeaseChange, LeaseChanges, Place, Reader, SnapshotSource, State, TokenChange};
 
 /// Entries sealed and answered together at most: bounds the wait of the first for the last.
 const SEAL_EVERY: usize = 256;
 /// Bytes applied but not yet in the engine at which apply waits for the saver.
 const UNSAVED_LIMIT: usize = 128 << 20;
-/// How long the saver gathers what is applied, so that one batch serves many entries.
-const SAVE_INTERVAL: Duration = Duration::from_millis(200);
-/// Compacted versions looked at in one slice of reclaiming.
-const SWEEP_SLICE: usize = 4096;
 
 /// The shell's part of the state, saved with it in every batch.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,8 +69,6 @@ impl Mark {
 
 /// Learns of tokens.
 pub type TokenSink = Arc<dyn Fn(TokenChange) + Send + Sync>;
-/// Opens an empty engine for a state that arrives as a snapshot.
-pub type FreshEngine = Arc<dyn Fn() -> io::Result<(PathBuf, Arc<dyn Engine>)> + Send + Sync>;
 /// Told how leases changed: in the log's order, after it is sealed and before its index is announced.
 pub type LeaseSink = Arc<dyn Fn(&[LeaseChange]) + Send + Sync>;
 
@@ -88,8 +76,8 @@ pub type LeaseSink = Arc<dyn Fn(&[LeaseChange]) + Send + Sync>;
 pub struct Shell {
     /// Where snapshot files are.
     pub snapshots: Arc<SnapshotStore>,
-    /// For installing a snapshot.
-    pub fresh_engine: FreshEngine,
+    /// Makes the state compact on disk, and engines for those that are installed.
+    pub defragmenter: Defragmenter,
     /// Size of memory caches and the like.
     pub options: crate::state::Options,
     /// The lease clock.
@@ -108,8 +96,6 @@ pub struct Shell {
     pub closed: tokio::sync::oneshot::Sender<()>,
 }
 
-type Loaded = (PathBuf, Arc<dyn Engine>, State, Mark);
-
 /// The replicated state machine, as openraft drives it.
 pub struct StateMachine {
     state: State,
@@ -120,19 +106,15 @@ pub struct StateMachine {
     members_changed: bool,
     /// What was applied since the last seal, and the revision that it led to.
     changes: Changes,
-    // Dropped in this order: the saver saves the rest, the engine is flushed, then `shell.closed` tells.
     saving: Saving,
-    engine: Flushed,
-    engine_dir: PathBuf,
     shell: Shell,
 }
 
-/// An engine that is flushed when it is no longer used.
-struct Flushed(Arc<dyn Engine>);
-
-impl Drop for Flushed {
+/// In this order: the rest is saved, all of it is flushed, then `shell.closed` tells.
+impl Drop for StateMachine {
     fn drop(&mut self) {
-        if let Err(error) = self.0.flush() {
+        self.saving.stop();
+        if let Err(error) = self.state.flush() {
             // What is lost is only applied state: the next start rebuilds it.
             tracing::warn!(%error, "cannot flush the applied state");
         }
@@ -140,12 +122,12 @@ impl Drop for Flushed {
 }
 
 impl StateMachine {
-    /// Takes over an opened state, kept in `engine` at `engine_dir`, and starts saving behind it.
-    pub fn new(state: State, mark: Mark, engine: Arc<dyn Engine>, engine_dir: PathBuf, shell: Shell) -> Self {
+    /// Takes over an opened state, and starts saving behind it.
+    pub fn new(state: State, mark: Mark, shell: Shell) -> Self {
         shell
             .applied
             .send_replace(mark.applied.map_or(0, |log_id| log_id.index));
-        let saving = Saving::start(state.saver(), shell.failure.clone());
+        let saving = Saving::start(state.saver(), shell.defragmenter.clone(), shell.failure.clone());
         let changes = Changes {
             last: state.reader().revision(),
             ..Changes::default()
@@ -157,8 +139,6 @@ impl StateMachine {
             members_changed: false,
             changes,
             saving,
-            engine: Flushed(engine),
-            engine_dir,
             shell,
         }
     }
@@ -228,11 +208,11 @@ impl StateMachine {
         }
     }
 
-    fn load(&self, file: &SnapshotFile) -> io::Result<Loaded> {
-        let (dir, engine) = (self.shell.fresh_engine)()?;
-        let (state, mark) = State::restore(engine.clone(), self.shell.options.clone(), file.records()?)
-            .map_err(io::Error::other)?;
-        Ok((dir, engine, state, Mark::decode(&mark)?))
+    fn load(&self, file: &SnapshotFile) -> io::Result<(State, Mark)> {
+        let engine = self.shell.defragmenter.fresh_engine()?;
+        let (state, mark) =
+            State::restore(engine, self.shell.options.clone(), file.records()?).map_err(io::Error::other)?;
+        Ok((state, Mark::decode(&mark)?))
     }
 }
 
@@ -282,7 +262,7 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
-        let (dir, engine, state, mark) = tokio::task::block_in_place(|| self.load(&file))?;
+        let (state, mark) = tokio::task::block_in_place(|| self.load(&file))?;
         if mark.applied != meta.last_log_id {
             return Err(io::Error::other(
                 "the snapshot's contents and its description differ",
@@ -291,12 +271,9 @@ impl RaftStateMachine<Types> for StateMachine {
         // Durable before it is state: the log before it is about to be purged.
         tokio::task::block_in_place(|| self.shell.snapshots.installed(&file, meta))?;
         self.saving.stop();
-        self.saving = Saving::start(state.saver(), self.shell.failure.clone());
+        let (defragmenter, failure) = (self.shell.defragmenter.clone(), self.shell.failure.clone());
+        self.saving = Saving::start(state.saver(), defragmenter, failure);
         self.state.replace(state);
-        self.engine = Flushed(engine);
-        let old = std::mem::replace(&mut self.engine_dir, dir);
-        // Not needed any more; if it can't be deleted now, the next start does.
-        let _ = std::fs::remove_dir_all(old);
         self.mark = mark;
         self.members_changed = true;
         self.publish(&mut Vec::new());
@@ -333,81 +310,6 @@ impl RaftSnapshotBuilder<Types> for Builder {
         tokio::task::spawn_blocking(move || snapshots.build(meta, source))
             .await
             .map_err(io::Error::other)?
-    }
-}
-
-/// The thread that saves behind apply.
-struct Saving {
-    saver: Arc<Saver>,
-    wake: Arc<(Mutex<()>, Condvar)>,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Saving {
-    fn start(saver: Saver, failure: Failure) -> Self {
-        let saver = Arc::new(saver);
-        let wake = Arc::new((Mutex::new(()), Condvar::new()));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let thread = {
-            let (saver, wake, stopping) = (saver.clone(), wake.clone(), stopping.clone());
-            std::thread::Builder::new()
-                .name("save".to_string())
-                .spawn(move || {
-                    if let Err(error) = save_until(&saver, &wake, &stopping) {
-                        failure.report(format!("cannot save the applied state: {error}"));
-                    }
-                })
-                .expect("the system has room for one more thread at start")
-        };
-        Saving {
-            saver,
-            wake,
-            stopping,
-            thread: Some(thread),
-        }
-    }
-
-    async fn wait_below(&self, limit: usize) {
-        while self.saver.unsaved_bytes() > limit && !self.stopping.load(Ordering::Relaxed) {
-            self.wake.1.notify_all();
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Saves what is left, and ends the thread.
-    fn stop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.wake.1.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // A panic there has ended the process already.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Saving {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn save_until(
-    saver: &Saver,
-    wake: &(Mutex<()>, Condvar),
-    stopping: &AtomicBool,
-) -> Result<(), crate::storage::Error> {
-    loop {
-        let last = stopping.load(Ordering::Relaxed);
-        saver.save()?;
-        if last {
-            return Ok(());
-        }
-        if !saver.sweep(SWEEP_SLICE)? {
-            let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Woken early or late makes no difference: the loop looks for itself.
-            drop(wake.1.wait_timeout(guard, SAVE_INTERVAL));
-        }
     }
 }
 

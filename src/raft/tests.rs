@@ -5,7 +5,7 @@ mod confirm;
 mod crash;
 mod lost_entries;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::entry::new_log_id;
 use super::log_store::LogStore;
 use super::replica::Failure;
+use super::saving::Defragmenter;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Mark, Shell, StateMachine};
 use super::{CommandBytes, Entry, LogId, Types};
@@ -35,7 +36,7 @@ fn memory() -> Arc<dyn Engine> {
 fn shell(snapshots: Arc<SnapshotStore>) -> Shell {
     Shell {
         snapshots,
-        fresh_engine: Arc::new(|| Ok((PathBuf::from("/nowhere"), memory()))),
+        defragmenter: Defragmenter::new(Path::new("/nowhere"), Arc::new(|| Ok(memory()))),
         options: Options::default(),
         applied: watch::channel(0).0,
         lease_sink: Arc::new(|_| {}),
@@ -49,10 +50,8 @@ fn shell(snapshots: Arc<SnapshotStore>) -> Shell {
 
 fn state_machine(fs: Arc<dyn Fs>) -> StateMachine {
     let snapshots = SnapshotStore::open(fs, &PathBuf::from("/snapshots")).expect("opened");
-    let engine = memory();
-    let (state, _) = State::open(engine.clone(), Options::default()).expect("opened");
-    let dir = PathBuf::from("/nowhere");
-    StateMachine::new(state, Mark::default(), engine, dir, shell(Arc::new(snapshots)))
+    let (state, _) = State::open(memory(), Options::default()).expect("opened");
+    StateMachine::new(state, Mark::default(), shell(Arc::new(snapshots)))
 }
 
 struct Builder;

@@ -47,7 +47,7 @@ use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
 use crate::storage::{self, Engine, keys};
 
-pub use crate::mvcc::{Changes, Options, Saver, SnapshotSource, View};
+pub use crate::mvcc::{Changes, Defragmented, Options, Saver, SnapshotSource, View};
 
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;
@@ -201,6 +201,11 @@ impl State {
         self.store.saver()
     }
 
+    /// Makes everything saved survive a loss of power.
+    pub fn flush(&self) -> storage::Result<()> {
+        self.store.flush()
+    }
+
     /// Everything as it is sealed now; writes go on meanwhile.
     pub fn snapshot(&self) -> SnapshotSource {
         self.store.snapshot()
@@ -208,6 +213,7 @@ impl State {
 
     /// Another state takes this one's place (a snapshot was installed). Reads under way finish on the old one.
     pub fn replace(&mut self, other: State) {
+        self.store.discard();
         self.store = other.store;
         self.auth = other.auth;
         self.current.store(self.store.clone());

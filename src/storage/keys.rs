@@ -33,6 +33,9 @@ pub const STATE_MARK: &[u8] = b"s";
 /// The shell's mark.
 pub const SHELL_MARK: &[u8] = b"z";
 
+/// Behind every key.
+pub const END: Bytes = Bytes::from_static(b"\xff");
+
 /// The block whose first version is at `main`, `sub`.
 pub fn block(main: i64, sub: u32) -> Bytes {
     let mut key = BytesMut::with_capacity(13);

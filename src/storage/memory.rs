@@ -67,4 +67,6 @@ impl Engine for Memory {
             .map(|(key, value)| (key.len() + value.len()) as u64)
             .sum())
     }
+
+    fn discard(&self) {}
 }

@@ -55,6 +55,9 @@ pub trait Engine: Send + Sync {
 
     /// Bytes used on disk.
     fn size_on_disk(&self) -> Result<u64>;
+
+    /// Nobody needs what is in it any more: its files go once its last user is done.
+    fn discard(&self);
 }
 
 /// Changes that are made together. A later change of a key in one batch wins.
@@ -72,6 +75,14 @@ impl Batch {
     /// Removes a key.
     pub fn delete(&mut self, key: Bytes) {
         self.changes.push((key, None));
+    }
+
+    /// The same changes, but for those of some keys.
+    pub fn without(&self, left_out: impl Fn(&[u8]) -> bool) -> Batch {
+        let kept = self.changes.iter().filter(|(key, _)| !left_out(key));
+        Batch {
+            changes: kept.cloned().collect(),
+        }
     }
 
     /// Whether there is nothing in it.
@@ -130,5 +141,11 @@ mod tests {
         }
         sled.flush().expect("flushed");
         assert!(sled.size_on_disk().expect("a size") > 0);
+        let reading = sled.clone();
+        sled.discard();
+        drop(sled);
+        assert!(reading.get(b"k").is_ok() && dir.path().exists());
+        drop(reading);
+        assert!(!dir.path().exists());
     }
 }

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -14,8 +15,24 @@ use super::{Batch, Engine, Error, Pair, Result};
 
 /// One sled database.
 pub(super) struct Sled {
+    // Closed before its directory is removed.
     db: sled::Db,
-    dir: PathBuf,
+    dir: Directory,
+}
+
+/// Where it is; removed in the end if it was discarded.
+struct Directory {
+    path: PathBuf,
+    is_discarded: AtomicBool,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if self.is_discarded.load(Ordering::Relaxed) {
+            // If it can't be removed now, the next start does.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 impl Sled {
@@ -27,7 +44,10 @@ impl Sled {
             .flush_every_ms(Some(1000));
         Ok(Sled {
             db: config.open().map_err(failed)?,
-            dir: dir.to_path_buf(),
+            dir: Directory {
+                path: dir.to_path_buf(),
+                is_discarded: AtomicBool::new(false),
+            },
         })
     }
 }
@@ -71,11 +91,15 @@ impl Engine for Sled {
 
     fn flush(&self) -> Result<()> {
         self.db.flush().map_err(failed)?;
-        sync_tree(&self.dir).map_err(failed)
+        sync_tree(&self.dir.path).map_err(failed)
     }
 
     fn size_on_disk(&self) -> Result<u64> {
         self.db.size_on_disk().map_err(failed)
+    }
+
+    fn discard(&self) {
+        self.dir.is_discarded.store(true, Ordering::Relaxed);
     }
 }
 

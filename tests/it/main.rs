@@ -17,6 +17,7 @@ mod failover;
 mod gateway;
 mod http;
 mod lease;
+mod maintenance;
 mod membership;
 mod readme;
 mod recovery;

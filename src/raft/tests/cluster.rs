@@ -283,15 +283,8 @@ impl Cluster {
         if let Some(at) = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id) {
             log.agree_with(&at).expect("readable");
         }
-        let engine = memory();
-        let (state, mark) = rebuild(engine.clone(), &snapshots).expect("rebuilt");
-        let machine = StateMachine::new(
-            state,
-            mark,
-            engine,
-            PathBuf::from("/nowhere"),
-            shell(Arc::new(snapshots)),
-        );
+        let (state, mark) = rebuild(memory(), &snapshots).expect("rebuilt");
+        let machine = StateMachine::new(state, mark, shell(Arc::new(snapshots)));
         let reader = machine.reader();
         let mut config = self.timing.config().expect("sound");
         config.enable_leader_restore = Some(self.leader_restore);
