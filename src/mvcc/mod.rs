@@ -42,7 +42,7 @@ use crate::storage::{Engine, Error, Result, keys};
 
 pub use block::Version;
 pub use changes::Changes;
-pub use load::{SnapshotSource, records_of, with_mark};
+pub use load::{SnapshotSource, records_of, small_record, with_mark};
 pub use save::Saver;
 pub use write::Write;
 

@@ -29,7 +29,7 @@ use bytes::Bytes;
 pub use check::{
     all_serializable, check_delete_range, check_put, check_range, check_txn, cost, is_read_only,
 };
-pub use cluster::Seat;
+pub use cluster::{Seat, member_records};
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
 
