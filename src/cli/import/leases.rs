@@ -74,21 +74,7 @@ impl Leases {
     pub async fn keep(&self, source: &Client, target: &Client) -> Result<(), Failed> {
         loop {
             tokio::time::sleep(LOOK).await;
-            // Before the question: a lease that is granted meanwhile may be missing in the answer.
-            let known: BTreeSet<i64> = self.granted().keys().copied().collect();
-            let listed = match source.lease_leases(LeaseLeasesRequest {}).await {
-                Ok(list) => Some(
-                    list.leases
-                        .into_iter()
-                        .map(|lease| lease.id)
-                        .collect::<BTreeSet<i64>>(),
-                ),
-                Err(error) if mirror::may_recover(&error) => None,
-                Err(error) => return Err(error.into()),
-            };
-            if let Some(listed) = &listed {
-                self.follow(&known, listed, source, target).await?;
-            }
+            self.look(source, target).await?;
             let now = Instant::now();
             let due: Vec<i64> = self
                 .granted()
@@ -100,6 +86,19 @@ impl Leases {
                 return Ok(());
             }
         }
+    }
+
+    /// Grants and revokes what the source has granted and revoked.
+    pub async fn look(&self, source: &Client, target: &Client) -> Result<(), Failed> {
+        // Before the question: a lease that is granted meanwhile may be missing in the answer.
+        let known: BTreeSet<i64> = self.granted().keys().copied().collect();
+        let listed = match source.lease_leases(LeaseLeasesRequest {}).await {
+            Ok(list) => list.leases.into_iter().map(|lease| lease.id).collect(),
+            // It is asked again.
+            Err(error) if mirror::may_recover(&error) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        self.follow(&known, &listed, source, target).await
     }
 
     async fn follow(

@@ -268,6 +268,7 @@ impl Import {
 
     /// Compares what can be compared cheaply, and says that clients may go over.
     async fn finish(&self, revision: i64, keeps_others: bool) -> Result<ExitCode, Failed> {
+        self.leases.look(&self.source, &self.target).await?;
         self.leases.renew_all(&self.target).await?;
         let (there, here) = (
             count(&self.source, revision).await?.0,
