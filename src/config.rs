@@ -610,21 +610,11 @@ impl Values {
     }
 
     fn initial_cluster(&self, name: &str, own: &[String]) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
-        let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
         if self.get("initial-cluster").is_empty() {
-            members.insert(name.to_string(), own.to_vec());
-            return Ok(members);
+            return Ok(BTreeMap::from([(name.to_string(), own.to_vec())]));
         }
-        for member in self.get("initial-cluster").split(',') {
-            let said = || format!("{}: {member:?} is not name=url", self.said("initial-cluster"));
-            let (name, url) = member.split_once('=').with_context(said)?;
-            let url = url.trim().trim_end_matches('/');
-            check_url(url).with_context(said)?;
-            members
-                .entry(name.trim().to_string())
-                .or_default()
-                .push(url.to_string());
-        }
+        let members = parse_initial_cluster(self.get("initial-cluster"))
+            .with_context(|| self.said("initial-cluster"))?;
         if !members.contains_key(name) {
             bail!(
                 "{}: this member, --name {name:?}, is not in it",
@@ -668,6 +658,31 @@ impl fmt::Display for Values {
         }
         Ok(())
     }
+}
+
+/// Reads `--initial-cluster`.
+pub fn parse_initial_cluster(text: &str) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for member in text.split(',') {
+        let said = || format!("{member:?} is not name=url");
+        let (name, url) = member.split_once('=').with_context(said)?;
+        let url = url.trim().trim_end_matches('/');
+        check_url(url).with_context(said)?;
+        members
+            .entry(name.trim().to_string())
+            .or_default()
+            .push(url.to_string());
+    }
+    Ok(members)
+}
+
+/// The members in order, as members compare what they were started with.
+pub fn initial_cluster_text(members: &BTreeMap<String, Vec<String>>) -> String {
+    let members: Vec<String> = members
+        .iter()
+        .map(|(name, urls)| format!("{name}={}", urls.join(";")))
+        .collect();
+    members.join(",")
 }
 
 fn check_url(url: &str) -> anyhow::Result<()> {

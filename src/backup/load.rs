@@ -15,7 +15,7 @@ use super::{
     AUTH, AUTH_ENABLED, AUTH_REVISION, CHECKSUM, FINISHED, KEY, LEASE, Lease, META, ROLES, SCHEDULED, SECTOR,
     USERS, damaged, parse_revision_key,
 };
-use crate::mvcc::{NEVER_COMPACTED, Version};
+use crate::mvcc::{NEVER_COMPACTED, Revision, Version};
 use crate::pb::mvccpb::KeyValue;
 use crate::pb::pontoon::command::{AuthStatus, LeaseRecord};
 use crate::storage::keys;
@@ -105,12 +105,14 @@ impl Backup {
         })
     }
 
-    /// The newest revision: of the newest version, or the compacted one if compaction left nothing behind it.
-    pub fn revision(&self) -> io::Result<i64> {
-        let newest = self.versions()?.try_fold(1, |newest, version| {
-            version.map(|version| version.revision.main.max(newest))
-        })?;
-        Ok(newest.max(self.compacted()?))
+    /// The newest revision, and how many versions there are. Compaction may have left nothing of the newest.
+    pub fn revision(&self) -> io::Result<(i64, u64)> {
+        let (mut newest, mut count) = (self.compacted()?.max(1), 0);
+        for version in self.versions()? {
+            newest = newest.max(version?.revision.main);
+            count += 1;
+        }
+        Ok((newest, count))
     }
 
     /// Below this nothing can be read; −1 before any compaction. One that was begun counts as done.
@@ -133,7 +135,15 @@ impl Backup {
             return Err(damaged("it has no bucket of keys: it is no etcd's"));
         }
         let pairs = self.pairs(KEY)?;
-        Ok(pairs.map(|pair| pair.and_then(|(key, value)| version(&key, value))))
+        let mut last = Revision::default();
+        Ok(pairs.map(move |pair| {
+            let (key, value) = pair?;
+            let version = version(&key, value)?;
+            match version.revision > std::mem::replace(&mut last, version.revision) {
+                true => Ok(version),
+                false => Err(damaged("two versions have one revision")),
+            }
+        }))
     }
 
     /// Leases, users and roles, as the state keeps them (`storage/keys.rs`), in key order.

@@ -12,13 +12,13 @@
 //! lease            id u64                                    id, TTL, remaining TTL
 //! meta             scheduledCompactRev, finishedCompactRev   main u64, '_', sub u64
 //!                  consistent_index, term, confState         where in Raft's log it was taken, and who voted
-//! alarm            member id and kind
+//! alarm            AlarmMember                               nothing
 //! members          id, hexadecimal                           name and URLs, as JSON
 //! cluster          clusterVersion                            3.5.0
 //! auth             authEnabled, authRevision                 a byte, u64
 //! authUsers        user name                                 authpb.User
 //! authRoles        role name                                 authpb.Role
-//! members_removed                                            empty: nobody asks
+//! members_removed  id, hexadecimal                           "removed"
 //! ```
 //!
 //! Numbers are big-endian. A restore takes keys, revisions, leases, users, roles and the compacted revision, and leaves

@@ -37,7 +37,10 @@ type Pair = (Bytes, Bytes);
 /// written are pages of 4 KiB. Only a few of them are in memory at a time.
 pub fn save(out: impl Write + Seek, source: &SnapshotSource, origin: &Origin) -> io::Result<u64> {
     let mut writer = Writer::new(out)?;
-    writer.bucket("alarm", none())?;
+    let alarms = source
+        .small(keys::alarms())
+        .map(|(_, alarm)| (alarm.clone(), Bytes::new()));
+    writer.bucket("alarm", sorted(alarms))?;
     writer.bucket(AUTH, auth(source)?.into_iter().map(Ok))?;
     writer.bucket(ROLES, named(source, keys::roles()))?;
     writer.bucket(USERS, named(source, keys::users()))?;
@@ -49,13 +52,12 @@ pub fn save(out: impl Write + Seek, source: &SnapshotSource, origin: &Origin) ->
     writer.bucket(KEY, versions)?;
     writer.bucket(LEASE, source.small(keys::leases()).map(lease))?;
     writer.bucket("members", sorted(origin.members.iter().map(member)))?;
-    writer.bucket("members_removed", none())?;
+    writer.bucket(
+        "members_removed",
+        sorted(source.small(keys::removed_members()).map(removed)),
+    )?;
     writer.bucket(META, sorted(meta(source, origin).into_iter()))?;
     writer.finish()
-}
-
-fn none() -> impl Iterator<Item = io::Result<Pair>> {
-    std::iter::empty()
 }
 
 fn sorted(pairs: impl Iterator<Item = Pair>) -> impl Iterator<Item = io::Result<Pair>> {
@@ -122,6 +124,12 @@ fn member(member: &Member) -> Pair {
         fields["isLearner"] = json!(true);
     }
     (format!("{:x}", member.id).into(), fields.to_string().into())
+}
+
+fn removed((key, _): &Pair) -> Pair {
+    // Behind the prefix stands the id.
+    let id = key[1..].iter().fold(0, |id, byte| id << 8 | u64::from(*byte));
+    (format!("{id:x}").into(), text("removed"))
 }
 
 fn meta(source: &SnapshotSource, origin: &Origin) -> Vec<Pair> {

@@ -12,7 +12,8 @@ use super::failed::Failed;
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
-    auth, browse, check, endpoint, kv, lease, lock, maintenance, member, mirror, output, snapshot, watch,
+    auth, browse, check, endpoint, import, kv, lease, lock, maintenance, member, mirror, output, snapshot,
+    watch,
 };
 use crate::client::{Client, Options};
 
@@ -35,6 +36,7 @@ pub fn commands(command: Command) -> Command {
         vec![snapshot::command()],
         auth::commands(),
         mirror::commands(),
+        vec![import::command()],
         check::commands(),
         vec![Command::new("version").about("Print the versions")],
     ];
@@ -272,6 +274,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "alarm" | "defrag" | "move-leader" => maintenance::run(context, verb, matches).await,
         "snapshot" => snapshot::run(context, matches).await,
         "auth" | "user" | "role" => auth::run(context, verb, matches).await,
+        "import" => import::run(context, matches).await,
         "make-mirror" => mirror::run(context, matches).await,
         "check" => check::run(context, matches).await,
         _ => version(),

@@ -283,7 +283,8 @@ fn batches(ops: Vec<Op>, max_ops: usize) -> Vec<Vec<Op>> {
     batches
 }
 
-fn may_recover(error: &ClientError) -> bool {
+/// Whether what failed may succeed later, if it is done again.
+pub fn may_recover(error: &ClientError) -> bool {
     use tonic::Code::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};
     match error.code() {
         Some(ResourceExhausted) => error.to_string().contains("too many requests"),

@@ -12,6 +12,7 @@ mod docs;
 mod endpoint;
 mod failed;
 mod format;
+mod import;
 mod kv;
 mod lease;
 mod lock;

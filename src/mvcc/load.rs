@@ -193,7 +193,7 @@ impl SnapshotSource {
         let small = self
             .records
             .iter()
-            .map(|(key, value)| Ok(record(RECORD, &[&length(key), key, value])));
+            .map(|(key, value)| Ok(small_record(key, value)));
         let saved = self
             .engine
             .scan(keys::blocks())
@@ -225,11 +225,14 @@ pub fn records_of(
     versions: impl Iterator<Item = std::io::Result<Version>>,
 ) -> impl Iterator<Item = std::io::Result<Bytes>> {
     let head = head(revision, compacted, &Bytes::new());
-    let small = small
-        .into_iter()
-        .map(|(key, value)| record(RECORD, &[&length(&key), &key, &value]));
+    let small = small.into_iter().map(|(key, value)| small_record(&key, &value));
     let records = std::iter::once(head).chain(small).map(Ok);
     records.chain(packed(versions))
+}
+
+/// A small record, for a snapshot.
+pub fn small_record(key: &Bytes, value: &[u8]) -> Bytes {
+    record(RECORD, &[&length(key), key, value])
 }
 
 /// The same head with another mark of the shell; other records as they are.

@@ -46,7 +46,7 @@ use crate::storage::{Engine, Error, Result, keys};
 pub use block::Version;
 pub use changes::Changes;
 pub use defrag::Defragmented;
-pub use load::{SnapshotSource, records_of, with_mark};
+pub use load::{SnapshotSource, records_of, small_record, with_mark};
 pub use save::Saver;
 pub use write::Write;
 
@@ -428,19 +428,18 @@ impl Versions for View {
 }
 
 impl View {
-    /// Whether a version can be read at this view's compacted revision or after it.
+    /// Whether a version can be read, or watched from the compacted revision on.
     fn keeps(&self, version: &Version) -> bool {
-        // What is newer than the compacted revision is always kept: no need to look it up.
-        version.revision.main > self.compacted
-            || self
-                .store
-                .read()
-                .index
-                .get(&version.kv.key)
-                .is_some_and(|history| {
-                    let oldest = history.kept(self.compacted).first();
-                    oldest.is_some_and(|oldest| oldest.revision <= version.revision)
-                })
+        // From the compacted revision on everything is kept: no need to look it up.
+        version.revision.main >= self.compacted || self.is_oldest(version)
+    }
+
+    /// Whether it is what its key was at the compacted revision.
+    fn is_oldest(&self, version: &Version) -> bool {
+        let inner = self.store.read();
+        let history = inner.index.get(&version.kv.key);
+        let oldest = history.and_then(|history| history.kept(self.compacted).first());
+        oldest.is_some_and(|oldest| oldest.revision == version.revision)
     }
 
     /// A checksum of everything that can be read at `main`, keys, values and past; equal on every member that has the

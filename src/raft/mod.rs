@@ -13,7 +13,8 @@
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`saving`] behind it ·
 //! [`feed`] what was applied, for watchers ·
 //! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time ·
-//! [`recover`] a survivor alone · [`replica`] all of it, opened and running.
+//! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`replica`] all of it, opened
+//! and running.
 
 pub mod entry;
 pub mod feed;
@@ -25,6 +26,7 @@ pub mod peer;
 pub mod read_index;
 pub mod recover;
 pub mod replica;
+pub mod restored;
 pub mod saving;
 pub mod snapshot;
 pub mod state_machine;

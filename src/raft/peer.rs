@@ -31,6 +31,8 @@ pub struct Introduction {
     pub token: String,
     /// `--initial-cluster`, sorted, as text.
     pub initial_cluster: String,
+    /// Hash of the state that it was restored from; empty if it was not.
+    pub restored: String,
 }
 
 /// A change of the membership that somebody asks for, and whom to tell what became of it.
@@ -113,6 +115,7 @@ impl Peer for PeerService {
             cluster_id: self.identity.cluster_id(),
             token: self.introduction.token.clone(),
             initial_cluster: self.introduction.initial_cluster.clone(),
+            restored: self.introduction.restored.clone(),
         }))
     }
 

@@ -201,12 +201,8 @@ impl SnapshotStore {
         let started = std::time::Instant::now();
         let unfinished = self.temporary(&meta);
         let path = unfinished.path.clone();
-        let mut writer = Writer::create(&*self.fs, &path)?;
-        writer.frame(&encode_head(&meta))?;
-        for record in source.records() {
-            writer.frame(&record.map_err(io::Error::other)?)?;
-        }
-        writer.finish()?;
+        let records = source.records().map(|record| record.map_err(io::Error::other));
+        write(&*self.fs, &path, &meta, records)?;
         let snapshot = self.adopt(&path, &meta)?;
         tracing::info!(
             upto = ?meta.last_log_id.map(|log_id| log_id.index),
@@ -215,6 +211,24 @@ impl SnapshotStore {
             "took a snapshot"
         );
         Ok(snapshot)
+    }
+
+    /// Writes a snapshot of what is not this member's state yet. It is durable when this returns, but not current.
+    pub fn prepare(
+        &self,
+        meta: SnapshotMeta,
+        records: impl Iterator<Item = io::Result<Bytes>>,
+    ) -> io::Result<Snapshot> {
+        let unfinished = self.temporary(&meta);
+        write(&*self.fs, &unfinished.path, &meta, records)?;
+        let mut written = verify(&self.fs, &unfinished.path)?;
+        written.snapshot.unfinished = Some(Arc::new(unfinished));
+        Ok(written)
+    }
+
+    /// A file elsewhere on this disk that [`write`] wrote, verified.
+    pub fn open_file(&self, path: &Path) -> io::Result<SnapshotFile> {
+        Ok(verify(&self.fs, path)?.snapshot)
     }
 
     /// Takes in a snapshot that a peer sends. The file is durable when this returns, but not current yet.
@@ -370,6 +384,21 @@ fn damaged(what: &str) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("the snapshot is corrupt: {what}"),
     )
+}
+
+/// Writes a file. It is on disk when this returns, but its name may not be.
+pub fn write(
+    fs: &dyn Fs,
+    path: &Path,
+    meta: &SnapshotMeta,
+    records: impl Iterator<Item = io::Result<Bytes>>,
+) -> io::Result<()> {
+    let mut writer = Writer::create(fs, path)?;
+    writer.frame(&encode_head(meta))?;
+    for record in records {
+        writer.frame(&record?)?;
+    }
+    writer.finish()
 }
 
 /// Reads a whole file; what it covers, if every bit of it is right.

@@ -14,10 +14,13 @@
 //!   Raft with all of them as voters. It does so only when it has met *every* member, all blank and with the same
 //!   `--initial-cluster` and token: with one missing it could not know that there is no cluster with data. From then
 //!   on any majority carries on alone. The others are contacted by the founder and adopt the cluster's id from that.
+//!   If some of them were restored from a backup, the first of those is the founder, and the cluster begins with that
+//!   (`raft/restored.rs`): one is enough, and all that were restored must have restored the same.
 //!
 //! Either way it serves clients only once it has its vote, or is a learner that is to stay one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +59,8 @@ pub struct Meeting {
     pub existing_only: bool,
     /// `--join`: peer or client URLs of members.
     pub join: Vec<String>,
+    /// The state that this member was restored with, while no cluster was founded on it.
+    pub restored: Option<PathBuf>,
 }
 
 impl Meeting {
@@ -164,7 +169,10 @@ async fn peer_urls_at(peers: &Peers, client_url: &str) -> Vec<String> {
 pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> {
     let mut complaints = Complaints::new();
     while !belongs(replica) {
-        if replica.identity().cluster_id() != 0 && (meeting.existing_only || replica.is_initialized().await) {
+        if replica.identity().cluster_id() != 0
+            && (meeting.existing_only || replica.is_initialized().await)
+            && !founds_again(replica, meeting)
+        {
             complaints.hear("waiting for the cluster's leader");
         } else {
             let met = meet(replica, meeting).await?;
@@ -175,6 +183,11 @@ pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> 
         tokio::time::sleep(ROUND).await;
     }
     Ok(())
+}
+
+/// A founder that was stopped before the restored state was installed has voted, but has no members yet.
+fn founds_again(replica: &Replica, meeting: &Meeting) -> bool {
+    meeting.restored.is_some() && replica.standing().nodes.is_empty()
 }
 
 /// Whether Raft has this member in a membership, and with the vote that it is to have.
@@ -230,9 +243,16 @@ async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), Stri
     let settled = met
         .iter()
         .find(|(name, (_, reply))| *name != &me.name && reply.cluster_id != 0);
-    if let Some((_, (url, _))) = settled {
+    if let Some((_, (url, reply))) = settled {
         if !blank {
             return Err("waiting for the cluster's leader".to_string());
+        }
+        // A backup that was restored is not to be forgotten because an old cluster still runs.
+        if meeting.restored.is_some() && reply.restored != me.restored {
+            return Err(format!(
+                "this member was restored for a new cluster, but {url} belongs to one that has another state: stop \
+                 that one, or restore and start with an --initial-cluster-token of its own"
+            ));
         }
         let request = join_request(meeting, replica.identity().member_id(), true);
         let place = join(replica.peers(), url, &request).await?;
@@ -261,13 +281,34 @@ async fn act(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), Stri
             "{name} has another --initial-cluster: give all members the same"
         ));
     }
-    match meeting.members.keys().next() == Some(&me.name) {
-        true => found(replica, met).await,
+    match founder(met)? == me.name {
+        true => found(replica, meeting, met).await,
         false => Err("waiting for the founder".to_string()),
     }
 }
 
-async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
+/// The first by name; of those that were restored, if any were: the others get their state.
+fn founder(met: &Met) -> Result<&str, String> {
+    let restored = || met.iter().filter(|(_, (_, reply))| !reply.restored.is_empty());
+    let hashes: BTreeSet<&str> = restored()
+        .map(|(_, (_, reply))| reply.restored.as_str())
+        .collect();
+    if hashes.len() > 1 {
+        let each: Vec<String> = restored()
+            .map(|(name, (_, reply))| format!("{name}: {:.12}", reply.restored))
+            .collect();
+        return Err(format!(
+            "the members were restored from different backups ({}): restore the same file, in the same way, for each",
+            each.join(", ")
+        ));
+    }
+    let first = restored().next().or(met.iter().next());
+    first
+        .map(|(name, _)| name.as_str())
+        .ok_or_else(|| "there are no members".to_string())
+}
+
+async fn found(replica: &Replica, meeting: &Meeting, met: &Met) -> Result<(), String> {
     let members: BTreeMap<u64, Node> = met
         .iter()
         .map(|(name, (url, reply))| {
@@ -297,7 +338,10 @@ async fn found(replica: &Replica, met: &Met) -> Result<(), String> {
         .identity()
         .adopt(cluster_id)
         .map_err(|error| error.to_string())?;
-    replica.found(members).await
+    match &meeting.restored {
+        Some(state) => replica.found_restored(members, state).await,
+        None => replica.found(members).await,
+    }
 }
 
 /// Asks the member at `url` for a place, and the leader, if it names one.

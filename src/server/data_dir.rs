@@ -5,6 +5,8 @@
 //!               whether it was recovered alone
 //! lock          locked while a process uses the directory
 //! running       present while the member runs, or after it stopped without closing; holds the machine's boot id
+//! restored.snapshot   a state restored from a backup, until its cluster is founded; `restoring` while it is written
+//! spool/        backups on their way to clients
 //! wal/          the log          snapshots/   snapshot files          state/<n>/   the applied state
 //! ```
 //!
@@ -20,8 +22,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use super::restore::Origin;
+
 /// Of the directory as a whole; a member refuses a newer one.
 const FORMAT: u32 = 1;
+/// There while a restore into the directory is under way.
+pub const RESTORING: &str = "restoring";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +42,9 @@ struct MemberFile {
     removed: bool,
     #[serde(default)]
     recovery: Recovery,
+    /// Set if it was restored from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restored: Option<Origin>,
 }
 
 /// Whether this member was made a cluster of its own (`server/recover.rs`).
@@ -70,6 +79,12 @@ impl DataDir {
                 path.display()
             )
         })?;
+        if path.join(RESTORING).exists() {
+            bail!(
+                "--data-dir {} is not complete: a restore into it was broken off; empty it and restore again",
+                path.display()
+            );
+        }
         let lock = lock(path)?;
         let file = path.join("member.toml");
         let is_new = !file.exists();
@@ -186,6 +201,29 @@ impl DataDir {
         write(&self.path, &member)
     }
 
+    /// What this member was restored from.
+    pub fn origin(&self) -> Option<Origin> {
+        self.member
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .restored
+            .clone()
+    }
+
+    /// The restored state, while no cluster was founded on it.
+    pub fn restored(&self) -> Option<PathBuf> {
+        let file = restored_file(&self.path);
+        file.exists().then_some(file)
+    }
+
+    /// The member belongs to a cluster now, whose state counts.
+    pub fn forget_restored(&self) -> io::Result<()> {
+        match std::fs::remove_file(restored_file(&self.path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the applied state may be continued from.
     pub fn trust_state(&self) -> bool {
         self.trust_state
@@ -227,6 +265,28 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Where a restored state waits for its cluster, in a data directory.
+pub fn restored_file(path: &Path) -> PathBuf {
+    path.join("restored.snapshot")
+}
+
+/// Makes the directory that of a new member with a restored state.
+pub fn make_restored(path: &Path, name: &str, origin: Origin) -> io::Result<()> {
+    write(path, &new_member(name, Some(origin)))
+}
+
+fn new_member(name: &str, restored: Option<Origin>) -> MemberFile {
+    MemberFile {
+        format: FORMAT,
+        member_id: format!("{:x}", random_id()),
+        cluster_id: "0".to_string(),
+        name: name.to_string(),
+        removed: false,
+        recovery: Recovery::None,
+        restored,
+    }
+}
+
 fn create(path: &Path, name: &str) -> anyhow::Result<MemberFile> {
     if path.join("wal").exists() {
         bail!(
@@ -234,14 +294,7 @@ fn create(path: &Path, name: &str) -> anyhow::Result<MemberFile> {
             path.display()
         );
     }
-    let member = MemberFile {
-        format: FORMAT,
-        member_id: format!("{:x}", random_id()),
-        cluster_id: "0".to_string(),
-        name: name.to_string(),
-        removed: false,
-        recovery: Recovery::None,
-    };
+    let member = new_member(name, None);
     write(path, &member).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
     Ok(member)
 }
@@ -316,7 +369,8 @@ fn boot_id() -> Option<String> {
     std::fs::read_to_string(BOOT_ID).ok()
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 

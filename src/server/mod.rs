@@ -13,6 +13,7 @@ pub mod members;
 pub mod propose;
 pub mod read;
 pub mod recover;
+pub mod restore;
 pub mod space;
 pub mod watches;
 
@@ -38,9 +39,10 @@ use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
+use self::restore::Origin;
 use self::space::{Room, Space};
 use self::watches::Watches;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::Error;
 use crate::http::Port;
 use crate::metrics::Metrics;
@@ -302,7 +304,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     recover::at_start(&data_dir, config.force_new_cluster)?;
     let mut signals = Signals::new()?;
-    let meeting = meeting(&config);
+    let meeting = meeting(&config, &data_dir)?;
     tokio::select! {
         entered = bootstrap::enter(&data_dir, &meeting, timing(&config)) => entered?,
         () = signals.stop() => return Ok(()),
@@ -356,7 +358,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         removed: follow(replica.clone(), &meeting),
     };
     let outcome = tokio::select! {
-        outcome = serve_clients(&config, server, meeting, listeners, ending) => outcome,
+        outcome = serve_clients(&config, &data_dir, server, meeting, listeners, ending) => outcome,
         reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
     };
     // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
@@ -408,6 +410,7 @@ struct Listeners {
 /// From belonging to a cluster to having left it.
 async fn serve_clients(
     config: &Config,
+    data_dir: &DataDir,
     server: Server,
     meeting: Meeting,
     listeners: Listeners,
@@ -417,6 +420,9 @@ async fn serve_clients(
         belongs = bootstrap::belong(&server.replica, &meeting) => belongs?,
         end = ending.comes() => return Ok(end),
     }
+    data_dir
+        .forget_restored()
+        .context("cannot remove the restored state, which is not needed any more")?;
     let own = own_record(config, server.member_id());
     let records = server.reader().members();
     let is_known = |record: &MemberRecord| record.id == own.id && !record.told_peer_urls.is_empty();
@@ -477,14 +483,52 @@ fn timing(config: &Config) -> Timing {
     }
 }
 
-fn meeting(config: &Config) -> Meeting {
-    Meeting {
-        introduction: introduction(config),
+fn meeting(config: &Config, data_dir: &DataDir) -> anyhow::Result<Meeting> {
+    let introduction = introduction(config, data_dir);
+    let restored = data_dir.restored();
+    let existing_only = config.initial_cluster_existing || !config.join.is_empty();
+    if let Some(origin) = data_dir
+        .origin()
+        .filter(|_| data_dir.cluster_id().ok() == Some(0))
+    {
+        check_restored(&origin, &introduction, existing_only, restored.is_some())?;
+    }
+    Ok(Meeting {
+        introduction,
         members: config.initial_cluster.clone(),
         peer_urls: config.initial_advertise_peer_urls.clone(),
-        existing_only: config.initial_cluster_existing || !config.join.is_empty(),
+        existing_only,
         join: config.join.clone(),
+        restored,
+    })
+}
+
+/// A restored member founds the cluster that it was restored for, or none.
+fn check_restored(
+    origin: &Origin,
+    me: &Introduction,
+    existing_only: bool,
+    is_there: bool,
+) -> anyhow::Result<()> {
+    if !is_there {
+        bail!("--data-dir was restored from a backup, but restored.snapshot is gone: restore it again");
     }
+    if existing_only {
+        bail!(
+            "--data-dir was restored for a new cluster: start it without --join and --initial-cluster-state existing, \
+             or join with an empty directory"
+        );
+    }
+    let is_for = |restored: &str, given: &str| restored.is_empty() || restored == given;
+    if !is_for(&origin.initial_cluster, &me.initial_cluster) || !is_for(&origin.token, &me.token) {
+        bail!(
+            "--data-dir was restored with --initial-cluster {:?} and --initial-cluster-token {:?}: start it with the \
+             same, or restore it again",
+            origin.initial_cluster,
+            origin.token
+        );
+    }
+    Ok(())
 }
 
 fn watches(config: &Config, replica: &Replica) -> Watches {
@@ -546,15 +590,12 @@ async fn open(
         .with_context(|| format!("cannot open --data-dir {}", config.data_dir.display()))
 }
 
-fn introduction(config: &Config) -> Introduction {
-    let members = config.initial_cluster.iter();
-    let members: Vec<String> = members
-        .map(|(name, urls)| format!("{name}={}", urls.join(";")))
-        .collect();
+fn introduction(config: &Config, data_dir: &DataDir) -> Introduction {
     Introduction {
         name: config.name.clone(),
         token: config.initial_cluster_token.clone(),
-        initial_cluster: members.join(","),
+        initial_cluster: config::initial_cluster_text(&config.initial_cluster),
+        restored: data_dir.origin().map(|origin| origin.hash).unwrap_or_default(),
     }
 }
 

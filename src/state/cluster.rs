@@ -60,6 +60,13 @@ pub fn set_membership(write: &mut Write<'_>, seats: &[Seat]) {
     }
 }
 
+/// The records of a new cluster's members, for the snapshot that it begins with.
+pub fn member_records(seats: &[Seat]) -> Vec<Bytes> {
+    let record =
+        |seat: &Seat| crate::mvcc::small_record(&keys::member(seat.id), &new_record(seat).encode_to_vec());
+    seats.iter().map(record).collect()
+}
+
 fn new_record(seat: &Seat) -> MemberRecord {
     MemberRecord {
         id: seat.id,

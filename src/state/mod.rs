@@ -29,7 +29,7 @@ use bytes::Bytes;
 pub use check::{
     all_serializable, check_delete_range, check_put, check_range, check_txn, cost, is_read_only,
 };
-pub use cluster::Seat;
+pub use cluster::{Seat, member_records};
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
 
@@ -47,7 +47,9 @@ use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
 use crate::storage::{self, Engine, keys};
 
-pub use crate::mvcc::{Changes, Defragmented, Options, Saver, SnapshotSource, View};
+pub use crate::mvcc::{
+    Changes, Defragmented, Options, Saver, SnapshotSource, View, records_of, with_mark,
+};
 
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;

@@ -6,6 +6,7 @@ mod support;
 
 mod architecture;
 mod auth;
+mod backup;
 mod bad_input;
 mod checkers;
 mod clients;

