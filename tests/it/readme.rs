@@ -132,6 +132,8 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                 let expected = match kind.as_str() {
                     "" => "OK\nhello\nworld\n",
                     "etcdctl" => "OK\nhello\nagain\n",
+                    "cli" => "OK\nOK\napp/\n├── db/\n│   └── host\n└── name\nno port\n",
+                    "lock" => "nobody else makes a backup now\n",
                     "break" => "OK\nhello\nstill here\n",
                     other => panic!("a block of unknown kind {other}"),
                 };
