@@ -24,6 +24,8 @@ RUN groupadd -g 10001 pontoon \
     && mkdir -p /var/lib/pontoon \
     && chown pontoon:pontoon /var/lib/pontoon
 COPY --from=build /out/pontoon /usr/local/bin/pontoon
+# `docker exec … etcdctl …`, as people are used to.
+RUN ln -s pontoon /usr/local/bin/etcdctl
 USER 10001:10001
 VOLUME /var/lib/pontoon
 EXPOSE 2379 2380

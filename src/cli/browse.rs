@@ -16,8 +16,8 @@ use crate::pb::etcdserverpb::RangeRequest;
 const PAGE: i64 = 1000;
 
 const HELP_LS: &str = "\
-Prints the keys below PREFIX up to the next slash: those that end there, and, with a slash behind them, those that go
-on. All as of one revision.
+Prints the keys below PREFIX up to the next slash: those that end there, and, with a slash behind \
+them, those that go on. All as of one revision.
 
   pontoon put app/db/host a; pontoon put app/db/port 1; pontoon put app/name x
   pontoon ls app/

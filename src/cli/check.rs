@@ -67,13 +67,13 @@ fn datascale_load(name: &str) -> Option<u32> {
 }
 
 const HELP_PERF: &str = "\
-Loads: s 150 writes a second by 50 clients, m 1000 by 200, l 8000 by 500, xl 15000 by 1000. Values are of 1 KiB. It
-passes with nine tenths of that rate, no request slower than 0.5 s, and a standard deviation below 0.1 s; else it exits
-with 1.";
+Loads: s 150 writes a second by 50 clients, m 1000 by 200, l 8000 by 500, xl 15000 by 1000. Values \
+are of 1 KiB. It passes with nine tenths of that rate, no request slower than 0.5 s, and a standard \
+deviation below 0.1 s; else it exits with 1.";
 
 const HELP_DATASCALE: &str = "\
-Loads: s 10 thousand pairs, m 100 thousand, l 1 million, xl 3 million, with values of 1 KiB. The memory is what the first
-endpoint's /metrics say before and after.";
+Loads: s 10 thousand pairs, m 100 thousand, l 1 million, xl 3 million, with values of 1 KiB. The \
+memory is what the first endpoint's /metrics say before and after.";
 
 /// The verbs.
 pub fn commands() -> Vec<Command> {

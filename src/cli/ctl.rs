@@ -1,5 +1,6 @@
 //! etcdctl's verbs, over [`Client`]: the options that all of them have, and which file has which verb.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,20 @@ use super::{
     auth, browse, check, endpoint, import, kv, lease, lock, maintenance, member, mirror, output, snapshot,
     watch,
 };
+use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
 
 /// The name under which this is etcdctl.
 pub const ETCDCTL: &str = "etcdctl";
 /// The version of the API that is spoken.
 const API_VERSION: &str = "3.5";
+
+/// Whether this was started by etcdctl's name, as a link to it may have.
+pub fn is_etcdctl() -> bool {
+    let name = std::env::args_os().next();
+    let name = name.as_deref().map(Path::new).and_then(Path::file_name);
+    name.is_some_and(|name| name == ETCDCTL)
+}
 
 /// The verbs, and the options that all of them have.
 pub fn commands(command: Command) -> Command {
@@ -281,7 +290,11 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
     }
 }
 
+/// As etcdctl, its version is the one whose verbs these are: that is what scripts ask it for.
 fn version() -> Result<ExitCode, Failed> {
+    if is_etcdctl() {
+        output::line(format!("etcdctl version: {ETCD_VERSION}"))?;
+    }
     output::line(format!("pontoon version: {}", env!("CARGO_PKG_VERSION")))?;
     output::line(format!("API version: {API_VERSION}"))?;
     Ok(ExitCode::SUCCESS)

@@ -34,8 +34,8 @@ Examples:
   pontoon put -- key -value-with-a-dash";
 
 const HELP_TXN: &str = "\
-A transaction is read from stdin, in three parts with an empty line behind each: compares, what to do if all of them
-hold, what to do if not.
+A transaction is read from stdin, in three parts with an empty line behind each: compares, what to \
+do if all of them hold, what to do if not.
 
   pontoon txn <<EOF
   mod(\"config\") = \"17\"
@@ -48,8 +48,8 @@ hold, what to do if not.
 
   EOF
 
-Compares: create, mod, version, value or lease of a key, with =, !=, < or >. What to do: get, put and del, with their
-options.";
+Compares: create, mod, version, value or lease of a key, with =, !=, < or >. What to do: get, put \
+and del, with their options.";
 
 /// The verbs.
 pub fn commands() -> Vec<Command> {
@@ -77,8 +77,8 @@ pub fn get_command() -> Command {
     key_range_args(command, "Read")
         .arg(number("limit", "Most pairs to print"))
         .arg(number("rev", "As of this revision"))
-        .arg(value("order", "ASCEND or DESCEND").default_value(""))
-        .arg(value("sort-by", "KEY, VERSION, CREATE, MODIFY or VALUE").default_value(""))
+        .arg(value("order", "ASCEND or DESCEND"))
+        .arg(value("sort-by", "KEY, VERSION, CREATE, MODIFY or VALUE"))
         .arg(
             value(
                 "consistency",

@@ -29,19 +29,20 @@ const ELECTION_TTL: i64 = 60;
 const RETRY: Duration = Duration::from_millis(200);
 
 const HELP_LOCK: &str = "\
-Waits until the lock is free, takes it, prints its key and holds it until this is stopped. With a command: runs it while
-the lock is held, with the key in ETCD_LOCK_KEY and the revision in ETCD_LOCK_REV, and exits as the command does.
+Waits until the lock is free, takes it, prints its key and holds it until this is stopped. With a \
+command: runs it while the lock is held, with the key in ETCD_LOCK_KEY and the revision in \
+ETCD_LOCK_REV, and exits as the command does.
 
-If the lock is lost, because no member could be reached for its time to live, the command is terminated: somebody else
-may have the lock by then.
+If the lock is lost, because no member could be reached for its time to live, the command is \
+terminated: somebody else may have the lock by then.
 
 Examples:
   pontoon lock backup -- ./backup.sh
   pontoon lock deploy --ttl 30 ./deploy --all";
 
 const HELP_ELECT: &str = "\
-With a proposal: waits until it is elected, prints its key and its value, and leads until this is stopped. Without, or
-with -l: prints who leads, and whoever leads next.
+With a proposal: waits until it is elected, prints its key and its value, and leads until this is \
+stopped. Without, or with -l: prints who leads, and whoever leads next.
 
 Examples:
   pontoon elect primary \"$(hostname)\"

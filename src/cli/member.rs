@@ -127,15 +127,12 @@ async fn add(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed
 /// The settings for the new member: a shell can source them.
 fn hints(name: &str, response: &MemberAddResponse) -> String {
     let new = response.member.clone().unwrap_or_default();
-    let others = response.members.iter().filter(|member| member.id != new.id);
-    let urls = |name: &str, member: &Member| {
+    let urls = |member: &Member| {
+        let name = if member.id == new.id { name } else { &member.name };
         let urls = member.peer_ur_ls.iter().map(|url| format!("{name}={url}"));
         urls.collect::<Vec<_>>()
     };
-    let cluster: Vec<String> = others
-        .flat_map(|member| urls(&member.name, member))
-        .chain(urls(name, &new))
-        .collect();
+    let cluster: Vec<String> = response.members.iter().flat_map(urls).collect();
     format!(
         "\nETCD_NAME=\"{name}\"\nETCD_INITIAL_CLUSTER=\"{}\"\nETCD_INITIAL_ADVERTISE_PEER_URLS=\"{}\"\n\
          ETCD_INITIAL_CLUSTER_STATE=\"existing\"\n",
@@ -159,7 +156,7 @@ mod tests {
         let new = member(2, "", &["http://c:1", "http://d:1"]);
         let response = MemberAddResponse {
             member: Some(new.clone()),
-            members: vec![new, member(1, "a", &["http://b:1"])],
+            members: vec![member(1, "a", &["http://b:1"]), new],
             ..Default::default()
         };
         let expected = "\nETCD_NAME=\"n\"\nETCD_INITIAL_CLUSTER=\"a=http://b:1,n=http://c:1,n=http://d:1\"\n\

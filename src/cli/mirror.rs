@@ -34,8 +34,9 @@ const REPORT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 
 const HELP: &str = "\
-Copies all pairs, or those below a prefix, to another cluster, and then every change as it happens. Prints every 30
-seconds how many writes were made. Leases are not copied: a pair whose lease expires is deleted there as it is here.
+Copies all pairs, or those below a prefix, to another cluster, and then every change as it happens. \
+Prints every 30 seconds how many writes were made. Leases are not copied: a pair whose lease expires \
+is deleted there as it is here.
 
 Examples:
   pontoon make-mirror 10.0.0.9:2379

@@ -29,7 +29,6 @@ mod words;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -41,7 +40,7 @@ use failed::exit;
 /// Parses the arguments and does what they say.
 pub fn run() -> ExitCode {
     let given: Vec<OsString> = std::env::args_os().collect();
-    let command = match is_etcdctl(&given) {
+    let command = match ctl::is_etcdctl() {
         true => etcdctl_command(),
         false => command(),
     };
@@ -66,12 +65,6 @@ pub fn run() -> ExitCode {
     // A request that is still blocked in a thread must not hold up the exit.
     runtime.shutdown_background();
     code
-}
-
-/// Whether this was started by etcdctl's name, as a link to it may have.
-fn is_etcdctl(given: &[OsString]) -> bool {
-    let name = given.first().map(Path::new).and_then(Path::file_name);
-    name.is_some_and(|name| name == ctl::ETCDCTL)
 }
 
 /// etcdctl's code for what was typed wrong: 128 for arguments, 1 for options and verbs that there are not.

@@ -25,8 +25,8 @@ use crate::pb::mvccpb::Event;
 const LINES: usize = 16;
 
 const HELP: &str = "\
-Prints each change as it happens, and goes on to another endpoint when one is lost: no change is missed, none comes
-twice.
+Prints each change as it happens, and goes on to another endpoint when one is lost: no change is \
+missed, none comes twice.
 
 Examples:
   pontoon watch greeting
@@ -34,8 +34,8 @@ Examples:
   pontoon watch config --rev 17                every change since revision 17, then those that come
   pontoon watch jobs/ --prefix -- ./handle     runs ./handle for each event
 
-A command finds the event in ETCD_WATCH_REVISION, ETCD_WATCH_EVENT_TYPE, ETCD_WATCH_KEY and ETCD_WATCH_VALUE; the last
-three are quoted. If it fails, so does the watch.
+A command finds the event in ETCD_WATCH_REVISION, ETCD_WATCH_EVENT_TYPE, ETCD_WATCH_KEY and \
+ETCD_WATCH_VALUE; the last three are quoted. If it fails, so does the watch.
 
 With -i, lines are read from stdin:
   watch [OPTIONS] KEY [RANGE_END] [-- COMMAND…]

@@ -234,6 +234,11 @@ impl Client {
                     renewed = true;
                     *lock(&self.token) = None;
                 }
+                Err(status) if not_sent(&status) => {
+                    self.leave(at);
+                    left -= 1;
+                    last = Some(unreachable(&self.endpoints[at], deepest(&status)));
+                }
                 Err(status) if again == Again::Harmless && status.code() == Code::Unavailable => {
                     self.leave(at);
                     left -= 1;
@@ -321,10 +326,7 @@ impl Client {
             .http2_keep_alive_interval(options.keepalive_time.max(SHORTEST_KEEPALIVE))
             .keep_alive_timeout(options.keepalive_timeout)
             .tcp_nodelay(true);
-        let unreachable = |cause: String| ClientError::Unreachable {
-            endpoint: url.trim_start_matches("http://").to_string(),
-            cause,
-        };
+        let unreachable = |cause: String| unreachable(url, cause);
         // Also where resolving the name takes its time, or a listener accepts and says nothing.
         match tokio::time::timeout(options.dial_timeout, endpoint.connect()).await {
             Ok(Ok(channel)) => Ok(channel),
@@ -343,6 +345,23 @@ fn url(endpoint: &str) -> String {
         true => endpoint.to_string(),
         false => format!("http://{endpoint}"),
     }
+}
+
+fn unreachable(url: &str, cause: String) -> ClientError {
+    let endpoint = url.trim_start_matches("http://").to_string();
+    ClientError::Unreachable { endpoint, cause }
+}
+
+/// Whether a connection that was good before could not be made again: then nothing of this call was sent.
+fn not_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn deepest(error: &dyn std::error::Error) -> String {

@@ -108,8 +108,7 @@ impl Client {
         message.metadata_mut().insert("hasleader", require_leader);
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
         let opening = tokio::time::timeout(self.options.timeout, client.watch(message));
-        let timed_out = |_| Err(Status::unavailable("the watch was not answered in time"));
-        match opening.await.unwrap_or_else(timed_out) {
+        match opening.await.unwrap_or_else(unanswered) {
             Ok(responses) => Ok(Open {
                 at,
                 requests,
@@ -172,7 +171,9 @@ impl Watcher<'_> {
             ..self.request.clone()
         };
         let mut stream = self.client.watch_stream(create).await?;
-        let answer = match stream.responses.message().await {
+        let answer = tokio::time::timeout(self.client.options.timeout, stream.responses.message());
+        let answer = answer.await.unwrap_or_else(unanswered);
+        let answer = match answer {
             Ok(Some(answer)) => answer,
             Ok(None) => {
                 self.client.leave(stream.at);
@@ -251,6 +252,11 @@ impl Watcher<'_> {
         self.next = revision(last) + 1;
         Ok(Some(whole))
     }
+}
+
+/// A server that says nothing is one that can't serve.
+fn unanswered<T>(_: tokio::time::error::Elapsed) -> Result<T, Status> {
+    Err(Status::unavailable("the watch was not answered in time"))
 }
 
 fn union(request: RequestUnion) -> WatchRequest {

@@ -142,6 +142,8 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                     "" => "OK\nhello\nworld\n",
                     "etcdctl" => "OK\nhello\nagain\n",
                     "curl" => "OK\nblue\ncolour\tblue\n{\"header\":{\"cluster_id\":",
+                    "cli" => "OK\nOK\napp/\n├── db/\n│   └── host\n└── name\nno port\n",
+                    "lock" => "nobody else makes a backup now\n",
                     "break" => "OK\nhello\nstill here\n",
                     "backup" => "Snapshot saved at backup.db\n",
                     other => panic!("a block of unknown kind {other}"),
