@@ -10,6 +10,7 @@ mod bad_input;
 mod checkers;
 mod crash;
 mod differential;
+mod differential_all;
 mod etcdctl;
 mod failover;
 mod lease;
