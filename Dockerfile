@@ -3,6 +3,7 @@ ARG BUILDER=rust:1-bookworm
 ARG RUNTIME=debian:bookworm-slim
 
 FROM ${BUILDER} AS build
+LABEL pontoon.stage=build
 ARG PROFILE=release
 WORKDIR /src
 # The dependencies first, with nothing of our own: they are built again only when Cargo.lock changes.

@@ -31,7 +31,7 @@ const REQUESTS: u64 = 20_000;
 /// | a txn with a delete up to `\0` and a put with `ignore_value` or `ignore_lease` | etcd takes the `\0` literally when it looks for duplicate keys, applies the delete, and the put panics on every member, again at each restart; ours answers "key not found" |
 /// | sort targets and orders that don't exist | 3.5.1 crashes on such a target; later versions answer "invalid sort option", and so do we. The generator makes none |
 /// | messages above the transport's limit | the text is the gRPC library's. The generator makes none |
-fn excluded(request: &Request) -> Option<&'static str> {
+pub fn excluded(request: &Request) -> Option<&'static str> {
     let Request::Txn(txn) = request else { return None };
     let mut found = (false, false);
     visit(txn, &mut |op| match op {

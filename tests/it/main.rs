@@ -14,6 +14,7 @@ mod clients;
 mod concurrency;
 mod crash;
 mod differential;
+mod differential_all;
 mod etcdctl;
 mod etcdctl_parity;
 mod failover;

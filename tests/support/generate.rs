@@ -51,13 +51,26 @@ pub struct Near {
 /// The source of requests.
 pub struct Generator {
     rng: StdRng,
+    /// What puts are given, now and then.
+    leases: Vec<i64>,
 }
 
 impl Generator {
     pub fn new(seed: u64) -> Generator {
+        Generator::with_leases(seed, &[4711])
+    }
+
+    /// Puts are given these leases, which may exist or not.
+    pub fn with_leases(seed: u64, leases: &[i64]) -> Generator {
         Generator {
             rng: StdRng::seed_from_u64(seed),
+            leases: leases.to_vec(),
         }
+    }
+
+    /// A key and a range's end: one key, a range, an empty one, or all.
+    pub fn span(&mut self) -> (Bytes, Bytes) {
+        (self.key(), self.end())
     }
 
     /// The next request.
@@ -150,6 +163,15 @@ impl Generator {
         }
     }
 
+    /// Mostly none, unless there are several to choose from.
+    fn lease(&mut self) -> i64 {
+        let one_in = if self.leases.len() > 1 { 5 } else { 30 };
+        match self.one_in(one_in) {
+            true => *self.leases.choose(&mut self.rng).expect("not empty"),
+            false => 0,
+        }
+    }
+
     fn put(&mut self) -> PutRequest {
         let ignore_value = self.one_in(10);
         let ignore_lease = self.one_in(10);
@@ -160,7 +182,7 @@ impl Generator {
             } else {
                 self.value()
             },
-            lease: if self.one_in(30) { 4711 } else { 0 },
+            lease: self.lease(),
             prev_kv: self.one_in(2),
             ignore_value,
             ignore_lease,
