@@ -151,6 +151,12 @@ pub struct Metrics {
     pub proposals_failed: Counter,
     /// Read barriers that ran out of time.
     pub read_indexes_failed: Counter,
+    /// How long the log took to be durable: 1 ms to 8 s.
+    pub wal_syncs: Histogram,
+    /// Bytes written to the log.
+    pub wal_bytes: Counter,
+    /// How long snapshot files took to be durable.
+    pub snapshot_syncs: Histogram,
     /// Good answers of `/health`.
     pub health_successes: Counter,
     /// Bad answers of `/health`.
@@ -176,6 +182,9 @@ impl Metrics {
             leader_changes: Counter::default(),
             proposals_failed: Counter::default(),
             read_indexes_failed: Counter::default(),
+            wal_syncs: Histogram::new(1000, 14),
+            wal_bytes: Counter::default(),
+            snapshot_syncs: Histogram::new(1000, 14),
             health_successes: Counter::default(),
             health_failures: Counter::default(),
         }

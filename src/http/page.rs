@@ -19,6 +19,8 @@ pub fn answer(server: &Server) -> Response<Body> {
     let mut page = Page(String::with_capacity(128 << 10));
     raft(&mut page, server);
     store(&mut page, server);
+    watches(&mut page, server);
+    disk(&mut page, server.metrics());
     requests(&mut page, server.metrics());
     build(&mut page, server);
     process(&mut page);
@@ -187,6 +189,46 @@ fn store(page: &mut Page, server: &Server) {
     );
 }
 
+/// Watches of what is applied here.
+fn watches(page: &mut Page, server: &Server) {
+    let counts = server.watches().counts();
+    page.gauge(
+        "etcd_debugging_mvcc_watch_stream_total",
+        "Open streams of watches.",
+        counts.streams,
+    );
+    page.gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", counts.watchers);
+    page.gauge(
+        "etcd_debugging_mvcc_slow_watcher_total",
+        "Watchers that are behind and catch up.",
+        counts.lagging,
+    );
+}
+
+/// How long the disk takes.
+fn disk(page: &mut Page, metrics: &Metrics) {
+    for (name, meaning, histogram) in [
+        (
+            "etcd_disk_wal_fsync_duration_seconds",
+            "How long the log took to be durable.",
+            &metrics.wal_syncs,
+        ),
+        (
+            "etcd_snap_fsync_duration_seconds",
+            "How long snapshot files took to be durable.",
+            &metrics.snapshot_syncs,
+        ),
+    ] {
+        page.head("histogram", name, meaning);
+        page.buckets(name, &[], histogram);
+    }
+    page.counter(
+        "etcd_disk_wal_write_bytes_total",
+        "Bytes written to the log.",
+        metrics.wal_bytes.get(),
+    );
+}
+
 /// What clients ask for.
 fn requests(page: &mut Page, metrics: &Metrics) {
     let served = |path: &str| metrics.calls(path).map_or(0, |calls| calls.handled[0].get());
@@ -205,6 +247,16 @@ fn requests(page: &mut Page, metrics: &Metrics) {
             "etcd_mvcc_delete_total",
             "DeleteRange requests served here.",
             "/etcdserverpb.KV/DeleteRange",
+        ),
+        (
+            "etcd_debugging_lease_granted_total",
+            "LeaseGrant requests served here.",
+            "/etcdserverpb.Lease/LeaseGrant",
+        ),
+        (
+            "etcd_debugging_lease_revoked_total",
+            "LeaseRevoke requests served here.",
+            "/etcdserverpb.Lease/LeaseRevoke",
         ),
         (
             "etcd_mvcc_txn_total",

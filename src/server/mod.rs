@@ -6,6 +6,7 @@ pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod data_dir;
+mod disk;
 pub mod leader;
 pub mod lessor;
 mod listen;
@@ -33,6 +34,7 @@ use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bootstrap::Meeting;
 use self::data_dir::DataDir;
+use self::disk::TimedFs;
 use self::leader::Leadership;
 use self::lessor::Lessor;
 use self::lessor::leader::{Leader, Shared};
@@ -55,7 +57,7 @@ use crate::raft::replica::{Options, Replica};
 use crate::raft::state_machine::LeaseSink;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
-use crate::storage::fs::RealFs;
+use crate::storage::fs::Fs;
 
 /// How long requests under way may take once the member is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -311,7 +313,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
     let leases = Arc::new(Shared::default());
-    let replica = open(&config, &data_dir, tokens.clone(), leases.sink()).await?;
+    let metrics = Arc::new(Metrics::new(config.metrics_extensive));
+    let fs = Arc::new(TimedFs::new(data_dir.join("wal"), metrics.clone()));
+    let replica = open(&config, &data_dir, fs, tokens.clone(), leases.sink()).await?;
     let lease_leader = Arc::new(Leader::new(
         replica.clone(),
         leases,
@@ -320,7 +324,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let lease_clock = tokio::spawn(lease_leader.clone().run());
     let (stop, stopping) = watch::channel(false);
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
-    let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     let barrier = Barrier::new(replica.clone(), timeout, metrics.clone());
     let (wishes, queue) = Members::queue();
     Members::start(replica.clone(), barrier.clone(), rules(&config, timeout), queue);
@@ -564,6 +567,7 @@ fn room(config: &Config) -> Room {
 async fn open(
     config: &Config,
     data_dir: &DataDir,
+    fs: Arc<dyn Fs>,
     tokens: Arc<Tokens>,
     lease_sink: LeaseSink,
 ) -> anyhow::Result<Replica> {
@@ -576,7 +580,7 @@ async fn open(
         wal_dir: data_dir.join("wal"),
         snapshot_dir: data_dir.join("snapshots"),
         state_dir: data_dir.join("state"),
-        fs: Arc::new(RealFs),
+        fs,
         trust_state: data_dir.trust_state(),
         timing: timing(config),
         snapshot_count: config.snapshot_count,

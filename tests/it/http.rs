@@ -104,6 +104,13 @@ const ON_DASHBOARDS: &[&str] = &[
     "etcd_debugging_mvcc_keys_total",
     "etcd_mvcc_db_total_size_in_bytes",
     "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_debugging_mvcc_watch_stream_total",
+    "etcd_debugging_mvcc_watcher_total",
+    "etcd_debugging_mvcc_slow_watcher_total",
+    "etcd_debugging_lease_granted_total",
+    "etcd_debugging_lease_revoked_total",
+    "etcd_disk_wal_fsync_duration_seconds_count",
+    "etcd_disk_wal_write_bytes_total",
     "etcd_mvcc_put_total",
     "etcd_mvcc_range_total",
     "etcd_mvcc_delete_total",
@@ -162,6 +169,8 @@ async fn metrics_have_etcds_names_and_move() {
     for name in [
         "etcd_network_client_grpc_sent_bytes_total",
         "etcd_server_proposals_applied_total",
+        "etcd_disk_wal_fsync_duration_seconds_count",
+        "etcd_disk_wal_write_bytes_total",
     ] {
         assert!(grew(name) > 9.0, "{name} grew by {}", grew(name));
     }

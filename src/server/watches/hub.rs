@@ -106,6 +106,17 @@ struct Watcher {
     is_synced: bool,
 }
 
+/// How many there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Counts {
+    /// Open streams.
+    pub streams: usize,
+    /// Watchers on them.
+    pub watchers: usize,
+    /// Watchers that catch up.
+    pub lagging: usize,
+}
+
 /// For whom a watcher is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
@@ -190,6 +201,16 @@ impl Hub {
         };
         state.streams.insert(number, stream);
         (number, outbox)
+    }
+
+    /// Streams, watchers, and those of them that are behind.
+    pub fn counts(&self) -> Counts {
+        let state = self.lock();
+        Counts {
+            streams: state.streams.len(),
+            watchers: state.watchers.len(),
+            lagging: state.lagging.len(),
+        }
     }
 
     /// Whether there are no streams, no watchers, and no traces of any.

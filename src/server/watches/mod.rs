@@ -126,6 +126,11 @@ impl Watches {
         }
     }
 
+    /// How many there are now.
+    pub fn counts(&self) -> hub::Counts {
+        self.running.hub.counts()
+    }
+
     /// A new stream of any number of watchers.
     pub fn open(&self) -> (Requests, Responses) {
         let (stream, outbox) = self.running.hub.open();
