@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use super::crash::{await_progress, judge};
 use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::etcd::Etcd;
 use crate::support::from_env;
 use crate::support::history::Tally;
 use crate::support::process::wait_for;
@@ -283,6 +284,153 @@ async fn a_change_that_endangers_the_majority_is_refused() {
         .expect("a dead one may go");
     assert_eq!(left.len(), 2);
     await_put(&cluster, leader, "key", "two of two").await;
+}
+
+/// Whom a request of the script is about.
+#[derive(Debug, Clone, Copy)]
+enum Whom {
+    Me,
+    Learner,
+    Nobody,
+}
+
+/// A request of the script; one without a URL of its own means that of the member that is asked.
+#[derive(Debug, Clone, Copy)]
+enum Ask {
+    AddLearner(Option<&'static str>),
+    Remove(Whom),
+    Promote(Whom),
+    Update(Whom, Option<&'static str>),
+    MoveLeader(Whom),
+}
+
+// Not in it: an update to a URL that is none, by which etcd 3.4 ends, and one of a learner, which it then lists as a
+// voter.
+const SCRIPT: &[Ask] = &[
+    Ask::AddLearner(Some("")),
+    Ask::AddLearner(Some("127.0.0.1:1")),
+    Ask::AddLearner(Some("http://127.0.0.1")),
+    Ask::AddLearner(Some("http://127.0.0.1:1/path")),
+    Ask::AddLearner(Some("ftp://127.0.0.1:1")),
+    Ask::AddLearner(None),
+    Ask::Remove(Whom::Nobody),
+    Ask::Promote(Whom::Nobody),
+    Ask::Update(Whom::Nobody, Some("http://127.0.0.1:1")),
+    Ask::Remove(Whom::Me),
+    Ask::Promote(Whom::Me),
+    Ask::MoveLeader(Whom::Me),
+    Ask::MoveLeader(Whom::Nobody),
+    Ask::AddLearner(Some("http://127.0.0.1:1")),
+    Ask::AddLearner(Some("http://127.0.0.1:2")),
+    Ask::Promote(Whom::Learner),
+    Ask::MoveLeader(Whom::Learner),
+    Ask::Update(Whom::Learner, None),
+    Ask::Update(Whom::Me, Some("http://127.0.0.1:3")),
+    Ask::Remove(Whom::Learner),
+    Ask::Remove(Whom::Learner),
+    Ask::Promote(Whom::Learner),
+];
+
+/// What a server of one member answers to the script: how many members, and how each is listed; or the refusal.
+async fn follow_script(endpoint: &str) -> Vec<Result<Vec<String>, (Code, String)>> {
+    let mut cluster = ClusterClient::new(channel(endpoint));
+    let mut maintenance = MaintenanceClient::new(channel(endpoint));
+    let list = cluster
+        .member_list(MemberListRequest::default())
+        .await
+        .expect("a list");
+    let me = list.into_inner().members.remove(0);
+    let mut learner = 0;
+    let mut answers = Vec::new();
+    for ask in SCRIPT {
+        let id = |whom: Whom| match whom {
+            Whom::Me => me.id,
+            Whom::Learner => learner,
+            Whom::Nobody => 7,
+        };
+        let urls = |url: Option<&str>| url.map_or(me.peer_ur_ls.clone(), |url| vec![url.to_string()]);
+        let members = match *ask {
+            Ask::AddLearner(url) => {
+                let request = MemberAddRequest {
+                    peer_ur_ls: urls(url),
+                    is_learner: true,
+                };
+                cluster.member_add(request).await.map(|added| {
+                    let added = added.into_inner();
+                    learner = added.member.expect("a member").id;
+                    added.members
+                })
+            }
+            Ask::Remove(whom) => {
+                let request = MemberRemoveRequest { id: id(whom) };
+                cluster
+                    .member_remove(request)
+                    .await
+                    .map(|r| r.into_inner().members)
+            }
+            Ask::Promote(whom) => {
+                let request = MemberPromoteRequest { id: id(whom) };
+                cluster
+                    .member_promote(request)
+                    .await
+                    .map(|r| r.into_inner().members)
+            }
+            Ask::Update(whom, url) => {
+                let request = MemberUpdateRequest {
+                    id: id(whom),
+                    peer_ur_ls: urls(url),
+                };
+                cluster
+                    .member_update(request)
+                    .await
+                    .map(|r| r.into_inner().members)
+            }
+            Ask::MoveLeader(whom) => {
+                let request = MoveLeaderRequest { target_id: id(whom) };
+                maintenance.move_leader(request).await.map(|_| Vec::new())
+            }
+        };
+        let listed = |member: &Member| {
+            let place = if member.id == me.id {
+                "me"
+            } else {
+                &member.peer_ur_ls[0]
+            };
+            format!(
+                "{place} learner {} started {}",
+                member.is_learner,
+                !member.name.is_empty()
+            )
+        };
+        answers.push(match members {
+            Ok(members) => {
+                let mut lines: Vec<String> = members.iter().map(listed).collect();
+                lines.sort();
+                Ok(lines)
+            }
+            Err(status) => Err((status.code(), status.message().to_string())),
+        });
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_member_answers_as_etcd_does() {
+    let Some(binary) = Etcd::find() else {
+        println!("skipped: no etcd on this machine");
+        return;
+    };
+    let cluster = Cluster::start(1).await;
+    let ours = follow_script(&cluster.members[0].client_url).await;
+    let etcd = Etcd::start(&binary).await;
+    let theirs = follow_script(&etcd.endpoint).await;
+    for ((ask, ours), theirs) in SCRIPT.iter().zip(&ours).zip(&theirs) {
+        match (ours, theirs) {
+            // Older versions forget the code of some refusals.
+            (Err((_, ours)), Err((Code::Unknown, theirs))) => assert_eq!(ours, theirs, "{ask:?}"),
+            _ => assert_eq!(ours, theirs, "{ask:?}"),
+        }
+    }
 }
 
 /// As etcd's documents tell: `member add` prints what to start the member with.
