@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::tls::Files;
 use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -19,8 +20,6 @@ enum Effect {
     Served,
     /// Accepted, as compose files set it; nothing yet.
     NoneYet,
-    /// Refused: to ignore it would be unsafe.
-    Refused,
 }
 
 struct Setting {
@@ -45,15 +44,6 @@ const fn none_yet(name: &'static str) -> Setting {
         default: "",
         help: "Accepted for etcd's sake; has no effect yet",
         effect: Effect::NoneYet,
-    }
-}
-
-const fn refused(name: &'static str) -> Setting {
-    Setting {
-        name,
-        default: "",
-        help: "Refused: TLS is not supported yet",
-        effect: Effect::Refused,
     }
 }
 
@@ -145,7 +135,7 @@ const SETTINGS: &[Setting] = &[
     served(
         "auth-token",
         "simple",
-        "Kind of the tokens that users get when they log in: simple",
+        "Tokens that users get when they log in: simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…",
     ),
     served(
         "auth-token-ttl",
@@ -198,6 +188,60 @@ const SETTINGS: &[Setting] = &[
         "Host names by which HTTP clients may call, comma-separated",
     ),
     served(
+        "cert-file",
+        "",
+        "Certificate (PEM) of the client port, for https:// in --listen-client-urls",
+    ),
+    served("key-file", "", "Its key (PEM)"),
+    served(
+        "trusted-ca-file",
+        "",
+        "Authorities (PEM): clients must show a certificate of theirs",
+    ),
+    served(
+        "client-cert-auth",
+        "false",
+        "Clients must show a certificate; needs --trusted-ca-file",
+    ),
+    served("client-crl-file", "", "Revoked certificates of clients (PEM)"),
+    served(
+        "auto-tls",
+        "false",
+        "Encrypt with a certificate that this member makes and signs itself",
+    ),
+    served(
+        "peer-cert-file",
+        "",
+        "Certificate (PEM) of the peer port, also shown to the other members",
+    ),
+    served("peer-key-file", "", "Its key (PEM)"),
+    served(
+        "peer-trusted-ca-file",
+        "",
+        "Authorities (PEM): members must show a certificate of theirs",
+    ),
+    served(
+        "peer-client-cert-auth",
+        "false",
+        "Members must show a certificate; needs --peer-trusted-ca-file",
+    ),
+    served("peer-crl-file", "", "Revoked certificates of members (PEM)"),
+    served(
+        "peer-cert-allowed-cn",
+        "",
+        "Members must show a certificate with this common name",
+    ),
+    served(
+        "peer-cert-allowed-hostname",
+        "",
+        "Members must show a certificate for this host",
+    ),
+    served(
+        "peer-auto-tls",
+        "false",
+        "As --auto-tls, between members: encrypted, but anybody may be at the other end",
+    ),
+    served(
         "log-level",
         "info",
         "error, warn, info, debug, trace, or a tracing filter",
@@ -219,16 +263,6 @@ const SETTINGS: &[Setting] = &[
     none_yet("max-wals"),
     none_yet("max-concurrent-streams"),
     none_yet("initial-election-tick-advance"),
-    refused("cert-file"),
-    refused("key-file"),
-    refused("trusted-ca-file"),
-    refused("client-cert-auth"),
-    refused("auto-tls"),
-    refused("peer-cert-file"),
-    refused("peer-key-file"),
-    refused("peer-trusted-ca-file"),
-    refused("peer-client-cert-auth"),
-    refused("peer-auto-tls"),
 ];
 
 /// etcd's quota where none is set.
@@ -319,6 +353,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// `--max-in-flight`.
     pub max_in_flight: usize,
+    /// `--auth-token`.
+    pub auth_token: String,
     /// `--auth-token-ttl`.
     pub auth_token_ttl: Duration,
     /// `--bcrypt-cost`.
@@ -329,6 +365,22 @@ pub struct Config {
     pub quota_bytes: Option<u64>,
     /// `--disk-reserve-bytes`.
     pub disk_reserve_bytes: u64,
+    /// TLS of the client port.
+    pub client_tls: Tls,
+    /// TLS between members.
+    pub peer_tls: Tls,
+}
+
+/// How one port is encrypted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Not at all.
+    #[default]
+    Off,
+    /// With these certificates.
+    On(Files),
+    /// With a certificate that the member makes itself.
+    Auto,
 }
 
 /// The arguments of `pontoon serve`, added to a command.
@@ -416,7 +468,6 @@ impl Values {
 
     /// Checks the values and makes them usable.
     pub fn config(&self) -> anyhow::Result<Config> {
-        self.refuse()?;
         let name = self.get("name").to_string();
         if name.is_empty() || name.contains([',', '=']) {
             bail!("{}: a name is not empty and has no ',' or '='", self.said("name"));
@@ -444,6 +495,7 @@ impl Values {
             max_txn_ops: u32::try_from(self.number("max-txn-ops", 1)?).context(self.said("max-txn-ops"))?,
             watch_progress_notify_interval: self.duration("watch-progress-notify-interval")?,
             max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
+            auth_token: self.auth_token()?,
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
             lease_checkpoint_interval: self.duration("lease-checkpoint-interval")?,
@@ -459,6 +511,8 @@ impl Values {
                 cors: self.list("cors"),
                 hosts: self.list("host-whitelist"),
             },
+            client_tls: self.tls("", "client-crl-file", &listen_client_urls)?,
+            peer_tls: self.tls("peer-", "peer-crl-file", &listen_peer_urls)?,
             name,
             listen_client_urls,
             listen_peer_urls,
@@ -486,22 +540,6 @@ impl Values {
         Ok(config)
     }
 
-    fn refuse(&self) -> anyhow::Result<()> {
-        for setting in SETTINGS
-            .iter()
-            .filter(|setting| setting.effect == Effect::Refused)
-        {
-            let is_set = !matches!(self.get(setting.name), "" | "false");
-            if is_set {
-                bail!(
-                    "{}: not supported yet; pontoon does not start rather than ignore it",
-                    self.said(setting.name)
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// How errors name a setting.
     fn said(&self, name: &str) -> String {
         match self.values.get(name) {
@@ -517,13 +555,58 @@ impl Values {
         }
     }
 
-    fn bcrypt_cost(&self) -> anyhow::Result<u32> {
-        if self.get("auth-token") != "simple" {
-            bail!(
-                "{}: only simple tokens are supported yet",
-                self.said("auth-token")
-            );
+    /// The URLs decide whether a port is encrypted; what is missing for it, or can't be meant, is an error.
+    fn tls(&self, prefix: &str, crl: &str, urls: &[String]) -> anyhow::Result<Tls> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let path = |name: String| PathBuf::from(self.get(&name));
+        let files = Files {
+            cert: path(name("cert-file")),
+            key: path(name("key-file")),
+            ca: path(name("trusted-ca-file")),
+            crl: path(crl.to_string()),
+            allowed_cn: self.get(&name("cert-allowed-cn")).to_string(),
+            allowed_host: self.get(&name("cert-allowed-hostname")).to_string(),
+        };
+        let is_set = |path: &PathBuf| !path.as_os_str().is_empty();
+        let encrypted = urls.iter().any(|url| url.starts_with("https://"));
+        let auto = self.boolean(&name("auto-tls"))?;
+        let must_show = name("client-cert-auth");
+        if self.boolean(&must_show)? && !is_set(&files.ca) {
+            bail!("--{must_show}: needs --{}", name("trusted-ca-file"));
         }
+        if !encrypted {
+            let given = is_set(&files.cert) || is_set(&files.ca) || auto;
+            if given {
+                bail!(
+                    "--{}: certificates are given, but no URL that is listened on begins with https://",
+                    name("cert-file")
+                );
+            }
+            return Ok(Tls::Off);
+        }
+        match (is_set(&files.cert), is_set(&files.key), auto) {
+            (true, true, _) => Ok(Tls::On(files)),
+            (false, false, true) => Ok(Tls::Auto),
+            _ => bail!(
+                "an https:// URL needs --{} and --{}, or --{}",
+                name("cert-file"),
+                name("key-file"),
+                name("auto-tls")
+            ),
+        }
+    }
+
+    fn auth_token(&self) -> anyhow::Result<String> {
+        match self.get("auth-token") {
+            kind if kind == "simple" || kind.starts_with("jwt,") => Ok(kind.to_string()),
+            _ => bail!(
+                "{}: simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…",
+                self.said("auth-token")
+            ),
+        }
+    }
+
+    fn bcrypt_cost(&self) -> anyhow::Result<u32> {
         let cost = self.number("bcrypt-cost", 4)?;
         match u32::try_from(cost) {
             Ok(cost) if cost <= 31 => Ok(cost),
@@ -687,18 +770,15 @@ pub fn initial_cluster_text(members: &BTreeMap<String, Vec<String>>) -> String {
 
 fn check_url(url: &str) -> anyhow::Result<()> {
     let Some((scheme, address)) = url.split_once("://") else {
-        bail!("{url:?} is not http://host:port")
+        bail!("{url:?} is not http://host:port or https://host:port")
     };
-    if scheme == "https" {
-        bail!("{url:?}: https is not supported yet");
-    }
     let port = address
         .rsplit_once(':')
         .filter(|(host, _)| !host.is_empty())
         .map(|(_, port)| port.parse::<u16>());
     match (scheme, port) {
-        ("http", Some(Ok(_))) => Ok(()),
-        _ => bail!("{url:?} is not http://host:port"),
+        ("http" | "https", Some(Ok(_))) => Ok(()),
+        _ => bail!("{url:?} is not http://host:port or https://host:port"),
     }
 }
 

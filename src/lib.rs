@@ -34,6 +34,7 @@ pub mod raft;
 pub mod server;
 pub mod state;
 pub mod storage;
+pub mod tls;
 
 /// Messages and services generated from `proto/`, one module a package.
 #[allow(missing_docs, clippy::all, rustdoc::all)]

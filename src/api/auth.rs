@@ -54,11 +54,6 @@ impl Auth {
         permitted.map(|()| auth).map_err(status)
     }
 
-    /// Before a password is hashed, which takes long, for somebody who may not set it.
-    async fn permit_root(&self, credentials: &Credentials) -> Result<(), Status> {
-        self.server.permit_root(credentials).await.map_err(status)
-    }
-
     /// The log carries the hash; nothing, for a user without a password.
     async fn hashed(&self, password: String, hashed: String, none: bool) -> Result<String, Status> {
         match (none, hashed.is_empty()) {
@@ -123,7 +118,8 @@ impl Service for Auth {
         request: Request<AuthUserAddRequest>,
     ) -> Result<Response<AuthUserAddResponse>, Status> {
         let credentials = credentials(&request);
-        self.permit_root(&credentials).await?;
+        // Before a password is hashed, which takes long, for somebody who may not set it.
+        self.server.permit_root(&credentials).await.map_err(status)?;
         let mut user = request.into_inner();
         let none = user.options.as_ref().is_some_and(|options| options.no_password);
         let password = std::mem::take(&mut user.password);
@@ -171,7 +167,8 @@ impl Service for Auth {
         request: Request<AuthUserChangePasswordRequest>,
     ) -> Result<Response<AuthUserChangePasswordResponse>, Status> {
         let credentials = credentials(&request);
-        self.permit_root(&credentials).await?;
+        // Before a password is hashed, which takes long, for somebody who may not set it.
+        self.server.permit_root(&credentials).await.map_err(status)?;
         let mut user = request.into_inner();
         let password = std::mem::take(&mut user.password);
         user.hashed_password = self.hashed(password, user.hashed_password, false).await?;

@@ -28,6 +28,7 @@ use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::server::auth::Credentials;
 use crate::server::{ENVELOPE, Server};
 use crate::state::ReadError;
+use crate::tls::CommonName;
 
 pub use leader::{Bound, RequireLeader};
 pub use learner::VotersOnly;
@@ -99,7 +100,9 @@ fn credentials<T>(request: &tonic::Request<T>) -> Credentials {
     let metadata = request.metadata();
     let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
     let token = text("token").or_else(|| text("authorization"));
+    let common_name = request.extensions().get::<CommonName>();
     Credentials {
+        common_name: common_name.map(|name| name.0.clone()),
         token: token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token).to_string()),
     }
 }

@@ -1,6 +1,6 @@
 //! etcdctl's verbs, over [`Client`]: the options that all of them have, and which file has which verb.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
+use crate::tls::{ClientTls, Files};
 
 /// The name under which this is etcdctl.
 pub const ETCDCTL: &str = "etcdctl";
@@ -86,16 +87,25 @@ fn common_args() -> Vec<Arg> {
         )
         .default_value("10s"),
         value("keepalive-timeout", "How long the answer to a probe may take").default_value("6s"),
+        value(
+            "cacert",
+            "TLS: authorities to trust (PEM); the web's if not given",
+        ),
+        value("cert", "TLS: certificate to show (PEM)"),
+        value("key", "TLS: its key (PEM)").id("key-file"),
+        flag(
+            "insecure-skip-tls-verify",
+            "TLS: take whatever certificate is shown: anybody may be at the other end",
+        ),
+        optional(
+            "insecure-transport",
+            "false: addresses without a scheme are https://",
+        ),
         flag("debug", "Say on stderr which calls are made"),
     ];
-    // What is only for TLS or for DNS discovery, which are not served yet. They are taken so that they can be refused
-    // by their name, or ignored where they ask for what is the case anyway.
+    // What is only for DNS discovery, which is not served. They are taken so that they can be refused by their name, or
+    // ignored where they ask for what is the case anyway.
     let not_served = [
-        value("cacert", "For TLS"),
-        value("cert", "For TLS"),
-        value("key", "For TLS").id("key-file"),
-        optional("insecure-transport", "true: no TLS"),
-        flag("insecure-skip-tls-verify", "For TLS"),
         value("discovery-srv", "Endpoints from DNS").short('d'),
         value("discovery-srv-name", "Endpoints from DNS"),
         optional("insecure-discovery", "Endpoints from DNS"),
@@ -135,6 +145,7 @@ impl Context {
             keepalive_time: settings.duration("keepalive-time")?,
             keepalive_timeout: settings.duration("keepalive-timeout")?,
             login: login(&settings.get("user"), &settings.get("password"))?,
+            tls: settings.tls()?,
         };
         if settings.is_set("debug") {
             log_calls();
@@ -197,22 +208,25 @@ impl Settings<'_> {
         parse_duration(name, &self.get(name))
     }
 
-    /// To ignore these would be to speak in the clear where that was not meant.
+    /// Certificates, if something asks for TLS.
+    fn tls(&self) -> Result<Option<Arc<ClientTls>>, Failed> {
+        let path = |name| PathBuf::from(self.get(name));
+        let files = Files {
+            ca: path("cacert"),
+            cert: path("cert"),
+            key: path("key-file"),
+            ..Files::default()
+        };
+        let trusts_anybody = self.is_set("insecure-skip-tls-verify");
+        let is_wanted = files != Files::default()
+            || trusts_anybody
+            || self.get("insecure-transport") == "false"
+            || self.get("endpoints").contains("https://");
+        tls(files, trusts_anybody, is_wanted)
+    }
+
+    /// Endpoints can't be looked up in DNS.
     fn refuse_what_is_not_served(&self) -> Result<(), Failed> {
-        let tls = ["cacert", "cert", "key-file", "insecure-skip-tls-verify"];
-        let wants_tls = tls
-            .into_iter()
-            .find(|name| !matches!(self.get(name).as_str(), "" | "false"));
-        let insecure_transport = self.get("insecure-transport");
-        if let Some(name) = wants_tls {
-            let name = name.trim_end_matches("-file");
-            return Err(Failed::feature(format!("--{name}: TLS is not supported yet")));
-        }
-        if insecure_transport == "false" {
-            return Err(Failed::feature(
-                "--insecure-transport=false: TLS is not supported yet",
-            ));
-        }
         if ["discovery-srv", "discovery-srv-name"]
             .iter()
             .any(|name| !self.get(name).is_empty())
@@ -231,6 +245,19 @@ fn environment(name: &str) -> Option<String> {
     let ours = ["PONTOONCTL_", "ETCDCTL_"];
     ours.iter()
         .find_map(|prefix| std::env::var(format!("{prefix}{upper}")).ok())
+}
+
+/// Reads certificates, if TLS is wanted.
+pub fn tls(files: Files, trusts_anybody: bool, is_wanted: bool) -> Result<Option<Arc<ClientTls>>, Failed> {
+    if !is_wanted {
+        return Ok(None);
+    }
+    let tls = match trusts_anybody {
+        true => ClientTls::trusting_anybody(files),
+        false => ClientTls::new(files),
+    };
+    tls.map(|tls| Some(Arc::new(tls)))
+        .map_err(|error| Failed::arguments(format!("{error:#}")))
 }
 
 /// Name and password, as `--user` and `--password` give them.

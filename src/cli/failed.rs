@@ -71,7 +71,7 @@ impl From<ClientError> for Failed {
         let code = match error {
             ClientError::Unreachable { .. } | ClientError::Login(_) => exit::BAD_CONNECTION,
             ClientError::Server(_) => exit::ERROR,
-            ClientError::Address(_) | ClientError::Tls(_) => exit::BAD_ARGUMENTS,
+            ClientError::Address(_) => exit::BAD_ARGUMENTS,
         };
         Failed::new(code, error.to_string())
     }

@@ -7,6 +7,7 @@
 //! a pair twice, or to delete it twice, is to do it once.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use clap::{Arg, ArgMatches, Command};
 
 use super::args::{bytes, flag, int, number, optional, prefix_range, text, value, word};
-use super::ctl::{Context, login};
+use super::ctl::{Context, login, tls};
 use super::failed::Failed;
 use super::output;
 use crate::client::{Client, ClientError, Options};
@@ -25,6 +26,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::Event;
 use crate::pb::mvccpb::event::EventType;
+use crate::tls::Files;
 
 /// Pairs that are read at a time.
 const PAGE: i64 = 1000;
@@ -44,7 +46,7 @@ Examples:
 
 /// The verb.
 pub fn commands() -> Vec<Command> {
-    let of_tls = |name: &'static str| -> Arg { value(name, "For TLS").hide(true) };
+    let of_tls = |name: &'static str| -> Arg { value(name, "As for the source") };
     vec![
         Command::new("make-mirror")
             .about("Keep a copy in another cluster, up to date")
@@ -69,7 +71,13 @@ pub fn commands() -> Vec<Command> {
             ))
             .arg(value("dest-password", "The password over there"))
             .args(["dest-cacert", "dest-cert", "dest-key"].map(of_tls))
-            .arg(optional("dest-insecure-transport", "For TLS").hide(true))
+            .arg(
+                optional(
+                    "dest-insecure-transport",
+                    "Taken for etcd's sake: the scheme decides",
+                )
+                .hide(true),
+            )
             .after_help(HELP),
     ]
 }
@@ -102,11 +110,14 @@ pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
 
 impl Destination {
     fn of(context: &Context, matches: &ArgMatches) -> Result<Destination, Failed> {
-        for name in ["dest-cacert", "dest-cert", "dest-key"] {
-            if !text(matches, name).is_empty() {
-                return Err(Failed::feature(format!("--{name}: TLS is not supported yet")));
-            }
-        }
+        let path = |name| PathBuf::from(text(matches, name));
+        let files = Files {
+            ca: path("dest-cacert"),
+            cert: path("dest-cert"),
+            key: path("dest-key"),
+            ..Files::default()
+        };
+        let is_wanted = files != Files::default() || text(matches, "destination").contains("https://");
         let without = matches.get_flag("no-dest-prefix");
         let (prefix, given) = (bytes(matches, "prefix"), bytes(matches, "dest-prefix"));
         let dest_prefix = match (without, given.is_empty()) {
@@ -121,6 +132,7 @@ impl Destination {
         };
         let options = Options {
             login: login(text(matches, "dest-user"), text(matches, "dest-password"))?,
+            tls: tls(files, false, is_wanted)?,
             ..context.options.clone()
         };
         let endpoints: Vec<String> = text(matches, "destination")

@@ -24,12 +24,15 @@ mod calls;
 pub mod session;
 pub mod watch;
 
+use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+
+use crate::tls::{self, ClientTls};
 
 pub use session::Session;
 pub use watch::{WatchError, Watcher};
@@ -54,9 +57,6 @@ pub enum ClientError {
     /// Not an address.
     #[error("--endpoints: {0:?} is not an address such as 127.0.0.1:2379 or http://host:2379")]
     Address(String),
-    /// An address that wants TLS.
-    #[error("--endpoints: {0:?} wants TLS, which is not supported yet: use http://")]
-    Tls(String),
     /// The server says so itself: name and password do not fit.
     #[error("{}", .0.message())]
     Login(Status),
@@ -85,6 +85,8 @@ pub struct Options {
     pub keepalive_timeout: Duration,
     /// Name and password.
     pub login: Option<(String, String)>,
+    /// Certificates for `https://` endpoints, which an address without a scheme is too, then.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl Default for Options {
@@ -95,6 +97,7 @@ impl Default for Options {
             keepalive_time: SHORTEST_KEEPALIVE,
             keepalive_timeout: Duration::from_secs(6),
             login: None,
+            tls: None,
         }
     }
 }
@@ -142,13 +145,12 @@ impl Client {
 
     /// The same, with all options.
     pub fn with(endpoints: &[String], options: Options) -> Result<Client, ClientError> {
-        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| url(endpoint)).collect();
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| url(scheme, endpoint)).collect();
         for endpoint in &endpoints {
-            if endpoint.starts_with("https://") {
-                return Err(ClientError::Tls(endpoint.clone()));
-            }
             let parsed = Endpoint::from_shared(endpoint.clone());
-            let is_address = parsed.is_ok_and(|parsed| parsed.uri().scheme_str() == Some("http"));
+            let is_address =
+                parsed.is_ok_and(|parsed| matches!(parsed.uri().scheme_str(), Some("http" | "https")));
             if !is_address {
                 return Err(ClientError::Address(endpoint.clone()));
             }
@@ -324,11 +326,15 @@ impl Client {
         let endpoint = endpoint
             .connect_timeout(options.dial_timeout)
             .http2_keep_alive_interval(options.keepalive_time.max(SHORTEST_KEEPALIVE))
-            .keep_alive_timeout(options.keepalive_timeout)
-            .tcp_nodelay(true);
+            .keep_alive_timeout(options.keepalive_timeout);
         let unreachable = |cause: String| unreachable(url, cause);
         // Also where resolving the name takes its time, or a listener accepts and says nothing.
-        match tokio::time::timeout(options.dial_timeout, endpoint.connect()).await {
+        match tokio::time::timeout(
+            options.dial_timeout,
+            tls::connected(&endpoint, options.tls.clone()),
+        )
+        .await
+        {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(error)) => Err(unreachable(deepest(&error))),
             Err(_) => Err(unreachable(format!(
@@ -339,11 +345,11 @@ impl Client {
     }
 }
 
-fn url(endpoint: &str) -> String {
+fn url(scheme: &str, endpoint: &str) -> String {
     let endpoint = endpoint.trim();
     match endpoint.contains("://") {
         true => endpoint.to_string(),
-        false => format!("http://{endpoint}"),
+        false => format!("{scheme}://{endpoint}"),
     }
 }
 
@@ -395,7 +401,6 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        assert!(matches!(client(&["https://a:1"]), Err(ClientError::Tls(_))));
         for wrong in ["foo://bar", "", "a b"] {
             assert!(
                 matches!(client(&[wrong]), Err(ClientError::Address(_))),

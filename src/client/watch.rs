@@ -282,7 +282,7 @@ fn may_recover(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } => true,
         ClientError::Server(status) => may_recover_from(status.code()),
-        ClientError::Address(_) | ClientError::Tls(_) | ClientError::Login(_) => false,
+        ClientError::Address(_) | ClientError::Login(_) => false,
     }
 }
 

@@ -38,6 +38,7 @@ use super::snapshot::SnapshotFile;
 use super::{Node, Snapshot, Timing, Types, Vote};
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::peer_client::PeerClient;
+use crate::tls::ClientTls;
 
 /// The largest message between members: a slice of the log (1 MiB) or one entry of the largest request, and room.
 pub const MAX_MESSAGE: usize = 64 << 20;
@@ -64,6 +65,7 @@ pub enum Purpose {
 pub struct Peers {
     identity: Arc<Identity>,
     timing: Timing,
+    tls: Option<Arc<ClientTls>>,
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
     /// Where members are by the newest word of them, which wins over where they were added.
     addresses: RwLock<BTreeMap<u64, Address>>,
@@ -76,11 +78,12 @@ struct Address {
 }
 
 impl Peers {
-    /// No connections yet.
-    pub fn new(identity: Arc<Identity>, timing: Timing) -> Self {
+    /// No connections yet. `tls`: for peers at `https://`.
+    pub fn new(identity: Arc<Identity>, timing: Timing, tls: Option<Arc<ClientTls>>) -> Self {
         Peers {
             identity,
             timing,
+            tls,
             channels: Mutex::default(),
             addresses: RwLock::default(),
         }
@@ -144,7 +147,7 @@ impl Peers {
         if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let channel = connect(url)?;
+        let channel = connect(url, self.tls.clone())?;
         channels.insert(key, channel.clone());
         Ok(channel)
     }
@@ -155,18 +158,17 @@ impl Peers {
     }
 }
 
-fn connect(url: &str) -> Result<Channel, Status> {
+fn connect(url: &str, tls: Option<Arc<ClientTls>>) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(url.to_string())
         .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
-    Ok(endpoint
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_INTERVAL)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20)
-        .connect_lazy())
+        .initial_connection_window_size(16 << 20);
+    Ok(crate::tls::channel(&endpoint, tls))
 }
 
 /// Makes openraft's clients.
@@ -507,7 +509,7 @@ mod tests {
             heartbeat: second / 10,
             election: second,
         };
-        let peers = Peers::new(Arc::new(identity), timing);
+        let peers = Peers::new(Arc::new(identity), timing, None);
         let node = Node {
             peer_urls: vec!["http://added:1".to_string()],
             ..Node::default()

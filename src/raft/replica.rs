@@ -41,6 +41,7 @@ use crate::state::{self, Defragmented, Reader, SnapshotSource, State};
 use crate::storage::Engine;
 use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
+use crate::tls::ClientTls;
 
 /// A snapshot is taken when the log has grown by this much since the last, or by half the last snapshot's size if
 /// that is more: writing snapshots then costs a bounded multiple of what was written.
@@ -99,6 +100,8 @@ pub struct Options {
     pub trust_state: bool,
     /// Raft's clocks.
     pub timing: Timing,
+    /// For peers at `https://`.
+    pub peer_tls: Option<Arc<ClientTls>>,
     /// Take a snapshot after so many entries too; 0: by bytes only.
     pub snapshot_count: u64,
     /// Memory for the engine's own cache, in bytes.
@@ -272,7 +275,11 @@ impl Replica {
             closed: closed_tx,
         };
         let machine = StateMachine::new(state, mark, shell);
-        let peers = Arc::new(Peers::new(options.identity.clone(), options.timing));
+        let peers = Arc::new(Peers::new(
+            options.identity.clone(),
+            options.timing,
+            options.peer_tls.clone(),
+        ));
         let config = options
             .timing
             .config()

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 
+use super::jwt::{Claims, Jwt};
 use super::propose::Proposer;
 use crate::error::Error;
 use crate::pb::pontoon::command::{Authenticate, command::Op, reply::Response};
@@ -33,6 +34,8 @@ const TOKENS_BEFORE_CLEANING: usize = 1024;
 pub struct Credentials {
     /// A token, as the request carries it.
     pub token: Option<String>,
+    /// The common name in the certificate that the connection came with: the user, if there is no token.
+    pub common_name: Option<String>,
 }
 
 /// A user as known now; empty while access control is off, or if nobody said who asks.
@@ -117,6 +120,8 @@ impl Tokens {
 pub struct Gate {
     reader: Reader,
     tokens: Arc<Tokens>,
+    /// Signed tokens instead of those.
+    jwt: Option<Arc<Jwt>>,
     applied: watch::Receiver<u64>,
     passwords: Arc<Semaphore>,
     /// `--bcrypt-cost`.
@@ -130,6 +135,7 @@ impl Gate {
     pub fn new(
         reader: Reader,
         tokens: Arc<Tokens>,
+        jwt: Option<Arc<Jwt>>,
         applied: watch::Receiver<u64>,
         cost: u32,
         patience: Duration,
@@ -137,6 +143,7 @@ impl Gate {
         Gate {
             reader,
             tokens,
+            jwt,
             applied,
             passwords: Arc::new(Semaphore::new(PASSWORDS_AT_ONCE)),
             cost,
@@ -146,18 +153,40 @@ impl Gate {
 
     /// Who asks. Whether it may is for the state to say.
     pub async fn caller(&self, credentials: &Credentials) -> Result<Caller, Error> {
-        let Some(token) = credentials
-            .token
-            .as_ref()
-            .filter(|_| self.reader.auth().enabled())
-        else {
-            return Ok(Caller::default());
-        };
+        let auth = self.reader.auth();
+        match (&credentials.token, &credentials.common_name, &self.jwt) {
+            _ if !auth.enabled() => Ok(Caller::default()),
+            (Some(token), _, None) => self.holder(token).await,
+            (Some(token), _, Some(jwt)) => self.bearer(jwt.read(token)?).await,
+            (None, Some(name), _) => Ok(Caller {
+                user: name.clone(),
+                revision: auth.revision(),
+            }),
+            (None, None, _) => Ok(Caller::default()),
+        }
+    }
+
+    async fn holder(&self, token: &str) -> Result<Caller, Error> {
         self.await_maker(token).await?;
         // The revision first: if the user goes between the two, the older revision is found out at apply.
         let revision = self.reader.auth().revision();
         let user = self.tokens.user(token).ok_or(Error::InvalidAuthToken)?;
         Ok(Caller { user, revision })
+    }
+
+    /// A token from before the last change is void; one from a change that this member has yet to see is waited for.
+    async fn bearer(&self, claims: Claims) -> Result<Caller, Error> {
+        let mut applied = self.applied.clone();
+        let is_known = |_: &u64| self.reader.auth().revision() >= claims.revision;
+        let known = tokio::time::timeout(self.patience, applied.wait_for(is_known)).await;
+        match known {
+            Ok(Ok(_)) if self.reader.auth().revision() == claims.revision => Ok(Caller {
+                user: claims.username,
+                revision: claims.revision,
+            }),
+            Ok(Err(_)) => Err(Error::Stopped),
+            _ => Err(Error::AuthOldRevision),
+        }
     }
 
     /// Waits until the entry that made a token is applied here, if there can be one.
@@ -188,6 +217,9 @@ impl Gate {
                 .map(|hash| String::from_utf8_lossy(hash).into_owned());
             if !self.is_right(password.to_string(), hash).await? {
                 return Err(Error::AuthFailed);
+            }
+            if let Some(jwt) = &self.jwt {
+                return jwt.make(name, auth.revision());
             }
             let login = Op::Authenticate(Authenticate {
                 name: name.to_string(),

@@ -36,6 +36,7 @@ use crate::raft::network::{Peers, Purpose, within};
 use crate::raft::peer::Introduction;
 use crate::raft::replica::Replica;
 use crate::raft::{Node, Role, Timing};
+use crate::tls::ClientTls;
 
 /// Between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(100);
@@ -96,13 +97,18 @@ impl Complaints {
 }
 
 /// Gets a place in a cluster that is there, before Raft is opened. A directory that belongs to one has it already.
-pub async fn enter(data_dir: &DataDir, meeting: &Meeting, timing: Timing) -> anyhow::Result<()> {
+pub async fn enter(
+    data_dir: &DataDir,
+    meeting: &Meeting,
+    timing: Timing,
+    tls: Option<Arc<ClientTls>>,
+) -> anyhow::Result<()> {
     let wants = meeting.existing_only || !meeting.join.is_empty();
     if data_dir.cluster_id()? != 0 || !wants {
         return Ok(());
     }
     let nobody = Identity::new(data_dir.member_id()?, 0, Box::new(|_| Ok(())));
-    let peers = Peers::new(Arc::new(nobody), timing);
+    let peers = Peers::new(Arc::new(nobody), timing, tls);
     let request = join_request(meeting, data_dir.member_id()?, false);
     let mut complaints = Complaints::new();
     loop {

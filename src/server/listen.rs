@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body;
@@ -19,8 +20,10 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::either::Either;
 
 use super::Tasks;
+use crate::tls::{CommonName, ServerStream, ServerTls};
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,9 +55,31 @@ where
 {
 }
 
-/// Serves on all listeners until `stopping`; each task then ends when its last request did.
+/// Says in each request who is at the other end of the connection.
+#[derive(Clone)]
+struct Named<S> {
+    inner: S,
+    name: Option<CommonName>,
+}
+
+impl<S: Service<http::Request<Incoming>>> Service<http::Request<Incoming>> for Named<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: http::Request<Incoming>) -> Self::Future {
+        if let Some(name) = &self.name {
+            request.extensions_mut().insert(name.clone());
+        }
+        self.inner.call(request)
+    }
+}
+
+/// Serves on all listeners, encrypted if there is `tls`, until `stopping`; each task then ends when its last request
+/// did.
 pub fn serve<B>(
     listeners: Vec<TcpListener>,
+    tls: Option<Arc<ServerTls>>,
     service: impl Answers<B>,
     stopping: &watch::Receiver<bool>,
 ) -> Tasks
@@ -65,7 +90,13 @@ where
     listeners
         .into_iter()
         .map(|listener| {
-            let accepting = accept(listener, builder.clone(), service.clone(), stopping.clone());
+            let accepting = accept(
+                listener,
+                tls.clone(),
+                builder.clone(),
+                service.clone(),
+                stopping.clone(),
+            );
             tokio::spawn(accepting)
         })
         .collect()
@@ -92,6 +123,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
 
 async fn accept<B>(
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     builder: auto::Builder<TokioExecutor>,
     service: impl Answers<B>,
     mut stopping: watch::Receiver<bool>,
@@ -105,8 +137,8 @@ async fn accept<B>(
             () = stopped(&mut stopping) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (builder, service) = (builder.clone(), service.clone());
-                    connections.spawn(async move { converse(stream, &builder, service, &mut told).await });
+                    let (builder, service, tls) = (builder.clone(), service.clone(), tls.clone());
+                    connections.spawn(async move { converse(stream, tls.as_deref(), &builder, service, &mut told).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -124,6 +156,7 @@ async fn accept<B>(
 /// One connection, to its end.
 async fn converse<B>(
     stream: TcpStream,
+    tls: Option<&ServerTls>,
     builder: &auto::Builder<TokioExecutor>,
     service: impl Answers<B>,
     stopping: &mut watch::Receiver<bool>,
@@ -137,6 +170,16 @@ async fn converse<B>(
         spoke = tokio::time::timeout(PATIENCE, stream.readable()) => if spoke.is_err() { return },
         () = &mut stop => return,
     }
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(PATIENCE, open(stream, tls)) => opened,
+        () = &mut stop => return,
+    };
+    let (stream, name) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return tracing::debug!(%error, "a connection was not opened"),
+        Err(_) => return,
+    };
+    let service = Named { inner: service, name };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
@@ -147,6 +190,17 @@ async fn converse<B>(
     };
     if let Err(error) = outcome {
         tracing::debug!(error, "a connection ended early");
+    }
+}
+
+/// The handshake, if there is one; and who showed a certificate.
+async fn open(
+    stream: TcpStream,
+    tls: Option<&ServerTls>,
+) -> std::io::Result<(ServerStream, Option<CommonName>)> {
+    match tls {
+        Some(tls) => tls.accept(stream).await,
+        None => Ok((Either::Left(stream), None)),
     }
 }
 

@@ -5,8 +5,10 @@
 pub mod auth;
 pub mod backup;
 pub mod bootstrap;
+pub mod certificates;
 pub mod data_dir;
 mod disk;
+pub mod jwt;
 pub mod leader;
 pub mod lessor;
 mod listen;
@@ -25,16 +27,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 
 use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bootstrap::Meeting;
+use self::certificates::Certificates;
 use self::data_dir::DataDir;
 use self::disk::TimedFs;
+use self::jwt::Jwt;
 use self::leader::Leadership;
 use self::lessor::Lessor;
 use self::lessor::leader::{Leader, Shared};
@@ -58,6 +62,7 @@ use crate::raft::state_machine::LeaseSink;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
 use crate::storage::fs::Fs;
+use crate::tls::{ClientTls, ServerTls};
 
 /// How long requests under way may take once the member is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -164,12 +169,6 @@ impl Server {
         &self.gate
     }
 
-    /// Refuses whoever may not run the cluster, while users are asked for.
-    pub async fn permit_root(&self, credentials: &Credentials) -> Result<(), Error> {
-        let caller = self.gate.caller(credentials).await?;
-        self.reader().auth().permit_root(&caller.who())
-    }
-
     /// Changes the state, through the log, for the cluster itself: not subject to permissions.
     pub async fn propose(&self, op: Op) -> Result<Response, Error> {
         self.space.admit(&op).await?;
@@ -215,6 +214,16 @@ impl Server {
             }
         }
         Err(Error::AuthOldRevision.into())
+    }
+
+    /// Refuses whoever is not known, while access control is on.
+    pub async fn permit_user(&self, credentials: &Credentials) -> Result<(), Error> {
+        self.read_as(credentials, Auth::permit_user, |_| Ok(())).await
+    }
+
+    /// Refuses whoever does not have the role root, while access control is on.
+    pub async fn permit_root(&self, credentials: &Credentials) -> Result<(), Error> {
+        self.read_as(credentials, Auth::permit_root, |_| Ok(())).await
     }
 
     /// A token for a name and a password.
@@ -290,8 +299,9 @@ impl Ending {
 
 /// Runs a member until it is told to stop (then all is well) or has to (then the error says why).
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let listeners = Listeners {
+    let mut listeners = Listeners {
         clients: bind(&config.listen_client_urls, "--listen-client-urls").await?,
+        tls: None,
         metrics: bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?,
     };
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
@@ -305,17 +315,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         return Err(removed.into());
     }
     recover::at_start(&data_dir, config.force_new_cluster)?;
+    let certificates = Certificates::open(&config, &config.data_dir)?;
+    listeners.tls = certificates.clients;
+    let to_peers = certificates.to_peers;
     let mut signals = Signals::new()?;
     let meeting = meeting(&config, &data_dir)?;
     tokio::select! {
-        entered = bootstrap::enter(&data_dir, &meeting, timing(&config)) => entered?,
+        entered = bootstrap::enter(&data_dir, &meeting, timing(&config), to_peers.clone()) => entered?,
         () = signals.stop() => return Ok(()),
     }
     let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
     let leases = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     let fs = Arc::new(TimedFs::new(data_dir.join("wal"), metrics.clone()));
-    let replica = open(&config, &data_dir, fs, tokens.clone(), leases.sink()).await?;
+    let replica = open(&config, &data_dir, fs, tokens.clone(), leases.sink(), to_peers).await?;
     let lease_leader = Arc::new(Leader::new(
         replica.clone(),
         leases,
@@ -337,6 +350,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         gate: Gate::new(
             replica.reader().clone(),
             tokens,
+            jwt(&config)?,
             replica.applied(),
             config.bcrypt_cost,
             timeout,
@@ -354,7 +368,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         wishes,
         lease_leader,
     );
-    let peer_tasks = serve_peers(peers, tonic::service::Routes::new(peer_service), &stopping);
+    let peer_routes = tonic::service::Routes::new(peer_service)
+        .prepare()
+        .into_axum_router();
+    let peer_tasks = listen::serve(
+        peers,
+        certificates.peers.clone(),
+        TowerToHyperService::new(peer_routes),
+        &stopping,
+    );
 
     let ending = Ending {
         signals,
@@ -407,6 +429,8 @@ fn follow(replica: Replica, meeting: &Meeting) -> watch::Receiver<bool> {
 /// What clients, and those who look after the member, connect to.
 struct Listeners {
     clients: Vec<TcpListener>,
+    /// Of the client port.
+    tls: Option<Arc<ServerTls>>,
     metrics: Vec<TcpListener>,
 }
 
@@ -449,9 +473,9 @@ async fn serve_clients(
         .collect();
     let (stop, stopping) = watch::channel(false);
     let port = Port::for_clients(&server, config.http.clone())?;
-    let mut tasks = listen::serve(listeners.clients, port, &stopping);
+    let mut tasks = listen::serve(listeners.clients, listeners.tls, port, &stopping);
     let port = Port::for_metrics(&server, config.http.clone());
-    tasks.extend(listen::serve(listeners.metrics, port, &stopping));
+    tasks.extend(listen::serve(listeners.metrics, None, port, &stopping));
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     let end = ending.comes().await;
     if end == End::Removed {
@@ -570,6 +594,7 @@ async fn open(
     fs: Arc<dyn Fs>,
     tokens: Arc<Tokens>,
     lease_sink: LeaseSink,
+    peer_tls: Option<Arc<ClientTls>>,
 ) -> anyhow::Result<Replica> {
     let identity = Identity::new(
         data_dir.member_id()?,
@@ -583,6 +608,7 @@ async fn open(
         fs,
         trust_state: data_dir.trust_state(),
         timing: timing(config),
+        peer_tls,
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
@@ -592,6 +618,13 @@ async fn open(
     Replica::open(options)
         .await
         .with_context(|| format!("cannot open --data-dir {}", config.data_dir.display()))
+}
+
+/// `--auth-token`: simple tokens need nothing.
+fn jwt(config: &Config) -> anyhow::Result<Option<Arc<Jwt>>> {
+    let options = config.auth_token.strip_prefix("jwt,");
+    let jwt = options.map(Jwt::new).transpose();
+    Ok(jwt.context("--auth-token")?.map(Arc::new))
 }
 
 fn introduction(config: &Config, data_dir: &DataDir) -> Introduction {
@@ -683,38 +716,6 @@ async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
 }
 
 type Tasks = Vec<tokio::task::JoinHandle<()>>;
-
-/// Serves the other members until `stopping`; each task then ends when its last request did.
-fn serve_peers(
-    listeners: Vec<TcpListener>,
-    routes: tonic::service::Routes,
-    stopping: &watch::Receiver<bool>,
-) -> Tasks {
-    let serve_one = |listener| {
-        let mut stopping = stopping.clone();
-        let routes = routes.clone();
-        tokio::spawn(async move {
-            let until = async move {
-                // An error means that the sender is gone, which is a stop too.
-                let _ = stopping.wait_for(|stop| *stop).await;
-            };
-            let served = tonic::transport::Server::builder()
-                .tcp_nodelay(true)
-                .http2_adaptive_window(Some(false))
-                .initial_stream_window_size(4 << 20)
-                .initial_connection_window_size(8 << 20)
-                .http2_keepalive_interval(Some(Duration::from_secs(10)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until)
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "a listener stopped");
-            }
-        })
-    };
-    listeners.into_iter().map(serve_one).collect()
-}
 
 /// SIGTERM and SIGINT.
 struct Signals {

@@ -26,6 +26,7 @@ mod membership;
 mod readme;
 mod recovery;
 mod served;
+mod tls;
 mod watch;
 mod watch_differential;
 mod watch_faults;
