@@ -733,7 +733,7 @@ impl fmt::Display for Values {
             if setting.effect == Effect::Served || *origin != Origin::Default {
                 writeln!(
                     f,
-                    "{:<28} = {:<40} # {origin}",
+                    "{:<30} = {:<40} # {origin}",
                     setting.name,
                     format!("{value:?}")
                 )?;

@@ -73,7 +73,7 @@ pub struct DataDir {
 impl DataDir {
     /// Opens the directory of the member `name`, or makes it, with a new random id.
     pub fn open(path: &Path, name: &str) -> anyhow::Result<DataDir> {
-        std::fs::create_dir_all(path).with_context(|| {
+        create_durably(path).with_context(|| {
             format!(
                 "cannot create --data-dir {}: check the path and its permissions",
                 path.display()
@@ -239,6 +239,20 @@ impl DataDir {
         std::fs::remove_file(self.path.join("running"))?;
         sync_dir(&self.path)
     }
+}
+
+/// Makes a directory and those above it. Their names are on disk when this returns: with the directory a member would
+/// lose its votes.
+fn create_durably(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    std::fs::create_dir_all(path)?;
+    for dir in missing {
+        match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent)?,
+            _ => sync_dir(Path::new("."))?,
+        }
+    }
+    Ok(())
 }
 
 fn lock(path: &Path) -> anyhow::Result<File> {
