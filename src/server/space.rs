@@ -94,6 +94,11 @@ impl Space {
         if cost == 0 || self.fits(cost) {
             return Ok(());
         }
+        // There may be room since a moment ago: after a defragmentation, the next put must not bring the alarm back.
+        self.look();
+        if self.fits(cost) {
+            return Ok(());
+        }
         self.raise().await;
         Err(Error::NoSpace)
     }

@@ -220,7 +220,8 @@ async fn etcdctl_recovers_from_the_quota_as_its_users_do() {
         return;
     }
     let cluster = Cluster::start_with(1, &["--quota-backend-bytes", QUOTA]).await;
-    let endpoint = cluster.members[0].client_url.clone();
+    // Without http://, which etcdctl 3.4 would put into the authority of its own maintenance calls: h2 refuses that.
+    let endpoint = cluster.members[0].client_url.replace("http://", "");
     fill(&mut cluster.client(0)).await;
     let run = |arguments: &[&str]| etcdctl(arguments, &endpoint).expect("it runs");
     let (went_well, said) = run(&["put", "a", "b"]);
