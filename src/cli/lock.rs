@@ -8,10 +8,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{Arg, ArgMatches, Command};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, kill_process};
 use tokio::process::Child;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::{bytes, flag, given_bytes, int, number, positional};
 use super::ctl::Context;
@@ -87,73 +88,90 @@ pub async fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<
     match (matches.get_flag("listen"), proposal) {
         (true, Some(_)) => Err(Failed::arguments("proposal given but -l is set")),
         (_, None) => observe(context, matches).await,
-        (_, Some(value)) => {
-            let (name, ttl) = (bytes(matches, "name"), ELECTION_TTL);
-            let session = Session::open(context.client.clone(), ttl).await?;
-            let lease = session.lease();
-            let request = CampaignRequest { name, lease, value };
-            let campaign = patiently(|| context.client.campaign(request.clone()));
-            let led = while_alive(&session, async {
-                let leader = campaign.await?.leader.unwrap_or_default();
-                print_held(context, &leader.key).await?;
-                hold().await
-            })
-            .await;
-            released(session, led).await
-        }
+        (_, Some(value)) => campaign(context, bytes(matches, "name"), value).await,
     }
+}
+
+async fn campaign(context: &Context, name: Bytes, value: Bytes) -> Result<ExitCode, Failed> {
+    let mut signals = Signals::listen()?;
+    let session = Session::open(context.client.clone(), ELECTION_TTL).await?;
+    let lease = session.lease();
+    let request = CampaignRequest { name, lease, value };
+    let leading = async {
+        let campaign = patiently(|| context.client.campaign(request.clone()));
+        let elected = signals.unless_told(async { Ok(campaign.await?) }).await?;
+        let leader = elected.leader.unwrap_or_default();
+        print_held(context, &leader.key).await?;
+        signals.told().await;
+        Ok(ExitCode::SUCCESS)
+    };
+    let led = while_alive(&session, leading).await;
+    released(session, led).await
 }
 
 async fn lock(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed> {
     let (name, ttl) = (bytes(matches, "name"), int(matches, "ttl"));
     let command = matches.get_many::<OsString>("exec").unwrap_or_default().cloned();
     let command: Vec<OsString> = command.collect();
+    let mut signals = Signals::listen()?;
     let session = Session::open(context.client.clone(), ttl).await?;
     let request = LockRequest {
         name,
         lease: session.lease(),
     };
-    let locking = patiently(|| context.client.lock(request.clone()));
-    let owned = tokio::select! {
-        owned = while_alive(&session, async { Ok(locking.await?) }) => owned,
-        () = interrupted() => Err(Failed::silent(exit::ERROR)),
+    let locking = async {
+        let locking = patiently(|| context.client.lock(request.clone()));
+        signals.unless_told(async { Ok(locking.await?) }).await
     };
-    let held = match owned {
+    let held = match while_alive(&session, locking).await {
         Err(failed) => Err(failed),
         Ok(owned) if command.is_empty() => {
-            while_alive(&session, async {
+            let holding = async {
                 print_held(context, &owned.key).await?;
-                hold().await
-            })
-            .await
+                signals.told().await;
+                Ok(ExitCode::SUCCESS)
+            };
+            while_alive(&session, holding).await
         }
         Ok(owned) => {
             let revision = owned.header.as_ref().map_or(0, |header| header.revision);
-            under_lock(&session, &command, &owned.key, revision).await
+            under_lock(&session, &mut signals, &command, &owned.key, revision).await
         }
     };
     released(session, held).await
 }
 
-/// Until Ctrl-C, or until the service manager says stop.
-async fn hold() -> Result<ExitCode, Failed> {
-    interrupted().await;
-    Ok(ExitCode::SUCCESS)
+/// Ctrl-C, and the service manager's word to stop. Listened to before there is anything that must be released: until
+/// then a signal just ends the process.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-async fn interrupted() {
-    let wait = async || -> std::io::Result<()> {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+impl Signals {
+    fn listen() -> Result<Signals, Failed> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failed::error(format!("cannot listen to signals: {error}")));
+        Ok(Signals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Ready when one has come.
+    async fn told(&mut self) {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-        Ok(())
-    };
-    // Without a handler the signal ends the process, and the lease its key.
-    if wait().await.is_err() {
-        std::future::pending::<()>().await;
+    }
+
+    /// The work, unless a signal comes before it is done.
+    async fn unless_told<T>(&mut self, work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+        tokio::select! {
+            done = work => done,
+            () = self.told() => Err(Failed::silent(exit::ERROR)),
+        }
     }
 }
 
@@ -218,6 +236,7 @@ async fn print_held(context: &Context, key: &[u8]) -> Result<(), Failed> {
 /// Runs a command while the session lives.
 async fn under_lock(
     session: &Session,
+    signals: &mut Signals,
     command: &[OsString],
     key: &[u8],
     revision: i64,
@@ -238,7 +257,7 @@ async fn under_lock(
             terminate(&child);
         }
         // A terminal tells the command too; whoever told us alone meant both.
-        () = interrupted() => terminate(&child),
+        () = signals.told() => terminate(&child),
     }
     ended(child.wait().await)
 }
@@ -250,7 +269,7 @@ fn terminate(child: &Child) {
         .and_then(Pid::from_raw);
     if let Some(id) = id {
         // It may have ended meanwhile.
-        let _ = kill_process(id, Signal::TERM);
+        let _ = kill_process(id, rustix::process::Signal::TERM);
     }
 }
 
@@ -268,6 +287,7 @@ fn ended(status: std::io::Result<ExitStatus>) -> Result<ExitCode, Failed> {
 /// Prints each leader, across the loss of endpoints.
 async fn observe(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed> {
     let name = bytes(matches, "name");
+    let mut signals = Signals::listen()?;
     let observing = async {
         let mut last = 0;
         loop {
@@ -291,6 +311,6 @@ async fn observe(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
     };
     tokio::select! {
         outcome = observing => outcome,
-        () = interrupted() => Ok(ExitCode::SUCCESS),
+        () = signals.told() => Ok(ExitCode::SUCCESS),
     }
 }

@@ -357,6 +357,13 @@ async fn a_lock_is_released_however_its_holder_ends() {
     // The command is told to end, and its end is ours.
     assert_eq!(second.interrupt(), Some(128 + 15));
     assert_eq!(pontoon.says(&["get", "l", "--prefix"]), "");
+    let holder = pontoon.start(&["lock", "l", "--ttl", "60"]);
+    assert!(holder.line().starts_with("l/"));
+    let waiter = pontoon.start(&["elect", "l", "--", "me too"]);
+    let queued = || pontoon.says(&["get", "l", "--prefix", "--count-only"]) == "2\n";
+    assert!(eventually(queued), "it is not in the queue");
+    assert_eq!([waiter.interrupt(), holder.interrupt()], [Some(1), Some(0)]);
+    assert_eq!(pontoon.says(&["get", "l", "--prefix"]), "");
     assert_eq!(pontoon.code(&["lock", "l", "--", "sh", "-c", "exit 7"]), Some(7));
     assert_eq!(pontoon.code(&["lock", "l", "--", "no-such-command"]), Some(1));
     assert_eq!(pontoon.says(&["lease", "list"]), "found 0 leases\n");

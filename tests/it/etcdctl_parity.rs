@@ -14,7 +14,7 @@ use crate::support::etcd::Etcd;
 use crate::support::process::{kill_and_reap, signal};
 
 /// Verbs that our server does not serve yet: sections of the tour, and commands of the script.
-const NOT_SERVED: &[&str] = &["lock", "elect", "defrag"];
+const NOT_SERVED: &[&str] = &[];
 
 /// etcdctl 3.4 asks these of addresses that it was not given, with a URL for `:authority`. That it is none is nothing to
 /// etcd; our HTTP/2 library refuses it.
