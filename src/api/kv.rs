@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{credentials, header, read_error, status, unexpected, unimplemented};
+use super::{credentials, header, read_error, status, unexpected};
 use crate::error::Error;
 use crate::pb::etcdserverpb::kv_server::Kv as Service;
 use crate::pb::etcdserverpb::{
@@ -14,7 +15,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
 use crate::server::auth::Credentials;
-use crate::state;
+use crate::state::{self, ReadError};
 
 /// How often a physical compaction looks whether the space is reclaimed.
 const RECLAIM_CHECK: Duration = Duration::from_millis(5);
@@ -82,13 +83,49 @@ impl Service for Kv {
         Ok(Response::new(response))
     }
 
-    type RangeStreamStream = futures::stream::Empty<Result<RangeStreamResponse, Status>>;
+    type RangeStreamStream = BoxStream<'static, Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
-        _: Request<RangeRequest>,
+        request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(unimplemented("/etcdserverpb.KV/RangeStream"))
+        let who = credentials(&request);
+        let request = request.into_inner();
+        state::check_range(&request).map_err(status)?;
+        if !state::is_in_key_order(&request) {
+            // Clients fall back on Range.
+            return Err(Status::unimplemented(
+                "/etcdserverpb.KV/RangeStream streams in key order: it takes no other order and no revision filters",
+            ));
+        }
+        if !request.serializable {
+            self.server.barrier().pass().await.map_err(status)?;
+        }
+        let chunks = self
+            .server
+            .read_as(
+                &who,
+                |auth, who| auth.permit_range(who, &request),
+                |reader| reader.range_chunks(&request),
+            )
+            .await
+            .map_err(|error| read_error(&self.server, error))?;
+        let stream = futures::stream::unfold((self.server.clone(), chunks), |(server, mut chunks)| async {
+            let mut chunk = match chunks.next_chunk() {
+                Ok(chunk) => chunk?,
+                Err(error) => {
+                    let refused = read_error(&server, ReadError::Local(error));
+                    return Some((Err(refused), (server, chunks)));
+                }
+            };
+            // The last one alone has a header.
+            chunk.header = chunk.header.map(|given| header(&server, given.revision));
+            let response = RangeStreamResponse {
+                range_response: Some(chunk),
+            };
+            Some((Ok(response), (server, chunks)))
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

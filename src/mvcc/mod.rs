@@ -428,6 +428,23 @@ impl Versions for View {
 }
 
 impl View {
+    /// Up to `count` keys of a range that exist at a main revision, in order; and what lies behind them, if there may be
+    /// more.
+    pub fn page(&self, range: &KeyRange, main: i64, count: usize) -> (Vec<(Bytes, Meta)>, Option<KeyRange>) {
+        let inner = self.store.read();
+        let Some(bounds) = range.bounds() else {
+            return (Vec::new(), None);
+        };
+        let mut page = Vec::new();
+        let mut last = None;
+        // No more keys than these are looked at under one hold of the lock.
+        for (key, history) in inner.index.range::<Bytes, _>(bounds).take(count) {
+            page.extend(history.at(main).map(|meta| (key.clone(), *meta)));
+            last = Some(key);
+        }
+        (page, last.map(|last| range.after(last)))
+    }
+
     /// Whether a version can be read, or watched from the compacted revision on.
     fn keeps(&self, version: &Version) -> bool {
         // From the compacted revision on everything is kept: no need to look it up.

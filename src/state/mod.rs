@@ -14,6 +14,7 @@
 mod alarm;
 pub mod auth;
 mod check;
+mod chunks;
 mod cluster;
 mod lease;
 mod range;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 pub use check::{
     all_serializable, check_delete_range, check_put, check_range, check_txn, cost, is_read_only,
 };
+pub use chunks::{Chunks, is_in_key_order};
 pub use cluster::{Seat, member_records};
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
@@ -358,6 +360,12 @@ impl Reader {
         let mut response = range::range(&view, request, at)?;
         response.header = header(view.revision());
         Ok(response)
+    }
+
+    /// The same in chunks; the request has passed [`is_in_key_order`].
+    pub fn range_chunks(&self, request: &RangeRequest) -> Result<Chunks, ReadError> {
+        self.check_trusted()?;
+        Chunks::new(self.view(), request)
     }
 
     /// A transaction that only reads.

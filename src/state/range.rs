@@ -123,7 +123,8 @@ fn needed(request: &RangeRequest, limit: usize) -> Option<usize> {
     (limit > 0 && !whole).then_some(limit.saturating_add(1))
 }
 
-fn has_filter(request: &RangeRequest) -> bool {
+/// Whether a filter by revision is in force.
+pub fn has_filter(request: &RangeRequest) -> bool {
     [
         request.min_mod_revision,
         request.max_mod_revision,
@@ -190,8 +191,18 @@ fn cut<T>(items: &mut Vec<T>, limit: usize) -> bool {
 }
 
 fn load(source: &impl Versions, found: &Found, keys_only: bool) -> storage::Result<KeyValue> {
+    load_pair(source, &found.key, &found.meta, keys_only)
+}
+
+/// The pair of a key that was found, perhaps without its value.
+pub fn load_pair(
+    source: &impl Versions,
+    key: &Bytes,
+    meta: &Meta,
+    keys_only: bool,
+) -> storage::Result<KeyValue> {
     match keys_only {
-        true => Ok(found.meta.without_value(&found.key)),
-        false => source.load(found.meta.revision),
+        true => Ok(meta.without_value(key)),
+        false => source.load(meta.revision),
     }
 }

@@ -23,6 +23,7 @@ mod http;
 mod lease;
 mod maintenance;
 mod membership;
+mod range_stream;
 mod readme;
 mod recovery;
 mod served;
