@@ -3,7 +3,7 @@
 //! etcd's gateway prints fields by their names in the proto files, 64-bit integers as text, bytes in base64, enums by
 //! name, and leaves out what has its default; it reads either spelling of a name, numbers or text, and ignores what it
 //! does not know. [`DynamicMessage`] does the same from the descriptors that the binary carries anyway. Code generated
-//! for each message (pbjson) would be faster to run, and was measured to be of like size; but it is compiled with this
+//! for each message (pbjson) would be faster to run, and the binary somewhat smaller; but it is compiled with this
 //! crate at every change, and each method would need its own types named. A person or a script on the other end of HTTP
 //! sees no difference.
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use pontoon::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use pontoon::pb::etcdserverpb::lease_client::LeaseClient;
+use pontoon::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use pontoon::pb::etcdserverpb::request_op::Request as Op;
 use pontoon::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp,
+    CompactionRequest, Compare, DeleteRangeRequest, DowngradeRequest, PutRequest, RangeRequest, RequestOp,
     TxnRequest,
 };
 use rand::rngs::StdRng;
@@ -361,14 +361,14 @@ async fn a_message_beyond_the_transports_limit_is_refused_as_grpc_go_does() {
 async fn what_is_not_served_yet_names_itself() {
     let mut cluster = Cluster::start(1).await;
     keep(&cluster).await;
-    let mut leases = LeaseClient::new(channel(&cluster.members[0].client_url));
-    let status = leases
-        .lease_grant(LeaseGrantRequest { ttl: 10, id: 0 })
+    let mut maintenance = MaintenanceClient::new(channel(&cluster.members[0].client_url));
+    let status = maintenance
+        .downgrade(DowngradeRequest::default())
         .await
         .expect_err("not served");
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(
-        status.message().contains("/etcdserverpb.Lease/LeaseGrant"),
+        status.message().contains("/etcdserverpb.Maintenance/Downgrade"),
         "{status:?}"
     );
     let status = call_raw(
