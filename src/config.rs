@@ -914,7 +914,7 @@ mod tests {
             (&["--listen-client-urls", "localhost"], "is not http://host:port"),
             (
                 &["--listen-peer-urls", "https://h:1"],
-                "https is not supported yet",
+                "needs --peer-cert-file and --peer-key-file, or --peer-auto-tls",
             ),
             (&["--initial-cluster-state", "old"], "new or existing"),
             (&["--max-txn-ops", "0"], "must be a number, 1 or more"),
@@ -922,7 +922,10 @@ mod tests {
                 &["--heartbeat-interval", "soon"],
                 "milliseconds, or such as 500ms",
             ),
-            (&["--cert-file", "x"], "not supported yet"),
+            (
+                &["--cert-file", "x"],
+                "no URL that is listened on begins with https://",
+            ),
         ] {
             let error = refusal(arguments_given);
             assert!(error.contains(expected), "{error}");

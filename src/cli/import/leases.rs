@@ -46,6 +46,21 @@ impl Leases {
         self.granted().len()
     }
 
+    /// What an import before this one has left at the target: what of it the source does not have any more is revoked.
+    pub async fn take_over(&self, target: &Client) -> Result<(), Failed> {
+        for lease in target.lease_leases(LeaseLeasesRequest {}).await?.leases {
+            let ask = LeaseTimeToLiveRequest {
+                id: lease.id,
+                keys: false,
+            };
+            let ttl = target.lease_time_to_live(ask).await?.granted_ttl;
+            if ttl > 0 {
+                self.granted().insert(lease.id, (ttl, Instant::now()));
+            }
+        }
+        Ok(())
+    }
+
     /// The lease that a pair is to have at the target: the same, granted if it is not there yet; none if it has ended at
     /// the source meanwhile, as the pair's deletion is on its way then.
     pub async fn at_target(&self, id: i64, source: &Client, target: &Client) -> Result<i64, Failed> {

@@ -95,6 +95,9 @@ pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
     let import = Import::of(context, matches)?;
     let mut extra = import.check(matches).await?;
     let keeps_others = extra == Extra::Keep;
+    if extra == Extra::Delete {
+        import.leases.take_over(&import.target).await?;
+    }
     let outcome = loop {
         let round = async {
             let revision = import.copy(extra).await?;

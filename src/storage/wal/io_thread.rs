@@ -117,6 +117,10 @@ impl IoThread {
                 if let Err(error) = &result {
                     self.fail(&queue, error);
                 }
+                // Nothing of this log touches the directory any more once the thread has ended.
+                if let Some(spare) = self.spare.take() {
+                    let _ = spare.join();
+                }
                 result
             })
     }
