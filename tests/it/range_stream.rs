@@ -108,19 +108,20 @@ async fn chunks_are_of_one_moment_and_refuse_what_they_cannot() {
     let whole = whole(chunks);
     assert_eq!((whole.kvs.len(), whole.count), (200, 200));
     assert_eq!(whole.header.expect("a header").revision, 201);
-    let refused: [(&dyn Fn(&mut RangeRequest), Code); 6] = [
+    type Change = fn(&mut RangeRequest);
+    let refused: [(Change, Code); 6] = [
         (
-            &|request| request.sort_order = SortOrder::Descend as i32,
+            |request| request.sort_order = SortOrder::Descend as i32,
             Code::Unimplemented,
         ),
         (
-            &|request| request.sort_target = SortTarget::Mod as i32,
+            |request| request.sort_target = SortTarget::Mod as i32,
             Code::Unimplemented,
         ),
-        (&|request| request.min_mod_revision = 3, Code::Unimplemented),
-        (&|request| request.max_create_revision = 3, Code::Unimplemented),
-        (&|request| request.revision = 1000, Code::OutOfRange),
-        (&|request| request.key = "".into(), Code::InvalidArgument),
+        (|request| request.min_mod_revision = 3, Code::Unimplemented),
+        (|request| request.max_create_revision = 3, Code::Unimplemented),
+        (|request| request.revision = 1000, Code::OutOfRange),
+        (|request| request.key = "".into(), Code::InvalidArgument),
     ];
     for (change, code) in refused {
         let mut request = everything();

