@@ -226,7 +226,7 @@ impl SnapshotStore {
         Ok(written)
     }
 
-    /// A file elsewhere on this disk that [`write`] wrote, verified.
+    /// A file elsewhere on this disk that [`write()`] wrote, verified.
     pub fn open_file(&self, path: &Path) -> io::Result<SnapshotFile> {
         Ok(verify(&self.fs, path)?.snapshot)
     }
