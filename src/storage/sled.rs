@@ -8,10 +8,15 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::{Batch, Engine, Error, Pair, Result};
+
+/// How often, and after what pause, a locked database is tried again: for a second in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// One sled database.
 pub(super) struct Sled {
@@ -43,13 +48,27 @@ impl Sled {
             .cache_capacity(cache)
             .flush_every_ms(Some(1000));
         Ok(Sled {
-            db: config.open().map_err(failed)?,
+            db: open_when_let_go(&config).map_err(failed)?,
             dir: Directory {
                 path: dir.to_path_buf(),
                 is_discarded: AtomicBool::new(false),
             },
         })
     }
+}
+
+/// sled lets go of its files a moment after its last handle is gone, from a thread of its own: a database that was
+/// closed just now may still be locked.
+fn open_when_let_go(config: &sled::Config) -> sled::Result<sled::Db> {
+    for _ in 0..LOCK_TRIES {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 impl Engine for Sled {
