@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long anything may take: machines may be busy.
-const PATIENCE: Duration = Duration::from_secs(30);
+// Longer than the server keeps a silent connection: 30 s.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An answer's head and what is known of its body.
 #[derive(Debug, Clone, PartialEq)]
