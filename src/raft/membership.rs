@@ -7,7 +7,7 @@
 //!
 //! **Nobody gets a vote before it can use it.** A newcomer enters as a learner, whatever it was added for: it is sent
 //! the log, but no majority waits for it. Its [`Role`] says what is to become of it, and the leader of the day gives it
-//! its vote once it has caught up (`server/members.rs`). So a member that was added and never starts, or is still
+//! its vote once it has caught up (`server/members`). So a member that was added and never starts, or is still
 //! loading a snapshot, takes nothing from what the cluster can bear. (etcd counts an added voter at once: the second
 //! member of a cluster stops it until it has started.)
 //!

@@ -2,7 +2,7 @@
 //!
 //! Every request is checked to be meant for this member of this cluster before anything else is read from it; all
 //! but `Identify` and `Join`, by which members meet. Changes of the membership are handed to the one who keeps it
-//! (`server/members.rs`) through a queue.
+//! (`server/members`) through a queue.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! **Into a cluster that is there** ([`enter`]; `--initial-cluster-state existing`, or `--join`): before Raft is opened
 //! the process asks for a place, at the addresses that it was given. It gets the id that it lives under, and has that
 //! and the cluster's on disk before it does anything else. What it may get: the place that MemberAdd made at its URL;
-//! the place of the member of its name, whose disk was lost; with `--join` a new one (see `server/members.rs`).
+//! the place of the member of its name, whose disk was lost; with `--join` a new one (see `server/members`).
 //!
 //! **Into a new one** ([`belong`]). Blank members meet by asking each address in `--initial-cluster` who answers there.
 //!

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use pontoon::pb::etcdserverpb::auth_client::AuthClient;
+use pontoon::pb::etcdserverpb::{AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest};
 use pontoon::pb::v3lockpb::LockRequest;
 use tonic::Code;
 use tonic::client::Grpc;
@@ -75,6 +77,66 @@ fn claims() -> BTreeMap<String, bool> {
     claims
 }
 
+/// The answer to an empty request: a served method may refuse it, but not as unknown. Taken for a stream, as some never
+/// end. Only a lock has a name, or it would stand behind the nameless candidate of Campaign.
+async fn ask(
+    cluster: &Cluster,
+    method: &str,
+    path: &str,
+) -> Result<tonic::Response<tonic::Streaming<()>>, tonic::Status> {
+    let mut client = Grpc::new(channel(&cluster.members[0].client_url));
+    client.ready().await.expect("connected");
+    let path_and_query = PathAndQuery::try_from(path).expect("a path");
+    let name = if method == "Lock/Lock" { "served" } else { "" };
+    let request = LockRequest {
+        name: name.into(),
+        ..LockRequest::default()
+    };
+    let call = client.server_streaming(
+        tonic::Request::new(request),
+        path_and_query,
+        ProstCodec::<LockRequest, ()>::default(),
+    );
+    let answer = tokio::time::timeout(ANSWER, call).await;
+    answer.unwrap_or_else(|_| panic!("{path} did not answer"))
+}
+
+/// What needs no token: the list of members, by which clients find their way, and a stream of watches, each of which is
+/// checked when it is created.
+const OPEN_TO_ALL: [&str; 2] = ["Cluster/MemberList", "Watch/Watch"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_access_control_on_nothing_is_done_for_whoever_has_no_token() {
+    let cluster = Cluster::start_with(1, &["--bcrypt-cost", "4"]).await;
+    let mut auth = AuthClient::new(channel(&cluster.members[0].client_url));
+    let root = AuthUserAddRequest {
+        name: "root".to_string(),
+        password: "r".to_string(),
+        ..AuthUserAddRequest::default()
+    };
+    auth.user_add(root).await.expect("added");
+    let grant = AuthUserGrantRoleRequest {
+        user: "root".to_string(),
+        role: "root".to_string(),
+    };
+    auth.user_grant_role(grant).await.expect("granted");
+    auth.auth_enable(AuthEnableRequest {}).await.expect("enabled");
+    let mut let_in = Vec::new();
+    for (method, path) in methods() {
+        let answered = match ask(&cluster, &method, &path).await {
+            Err(_) => false,
+            Ok(mut stream) => matches!(
+                tokio::time::timeout(ANSWER, stream.get_mut().message()).await,
+                Ok(Ok(_))
+            ),
+        };
+        if answered && !OPEN_TO_ALL.contains(&method.as_str()) {
+            let_in.push(method);
+        }
+    }
+    assert!(let_in.is_empty(), "answered without a token: {let_in:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_method_answers_as_the_readme_says() {
     let (methods, claims) = (methods(), claims());
@@ -83,24 +145,7 @@ async fn every_method_answers_as_the_readme_says() {
     let cluster = Cluster::start(1).await;
     for (method, is_served) in claims {
         let path = &methods[&method];
-        let mut client = Grpc::new(channel(&cluster.members[0].client_url));
-        client.ready().await.expect("connected");
-        let path_and_query = PathAndQuery::try_from(path.as_str()).expect("a path");
-        // An empty request: a served method may refuse it, but not as unknown. Taken for a stream, as some never end.
-        // Only a lock has a name, or it would stand behind the nameless candidate of Campaign.
-        let name = if method == "Lock/Lock" { "served" } else { "" };
-        let request = LockRequest {
-            name: name.into(),
-            ..LockRequest::default()
-        };
-        let call = client.server_streaming(
-            tonic::Request::new(request),
-            path_and_query,
-            ProstCodec::<LockRequest, ()>::default(),
-        );
-        let answer = tokio::time::timeout(ANSWER, call).await;
-        let answer = answer.unwrap_or_else(|_| panic!("{path} did not answer"));
-        match answer {
+        match ask(&cluster, &method, path).await {
             Err(status) if status.code() == Code::Unimplemented => {
                 assert!(!is_served, "{path} is said to be served: {status}");
                 assert!(
