@@ -153,6 +153,31 @@ const SETTINGS: &[Setting] = &[
         "How often the time left of a long lease is logged: by so much a change of leaders may prolong it",
     ),
     served(
+        "auto-compaction-mode",
+        "periodic",
+        "What auto-compaction-retention counts: periodic (time) or revision",
+    ),
+    served(
+        "auto-compaction-retention",
+        "0",
+        "How much of the past is kept: hours, or such as 30m; or revisions; 0: all of it",
+    ),
+    served(
+        "auto-compaction-interval",
+        "5m",
+        "How often old revisions are looked for in mode revision (a number is milliseconds)",
+    ),
+    served(
+        "corrupt-check-time",
+        "0s",
+        "How often members are compared with each other (a number is milliseconds); 0: never",
+    ),
+    served(
+        "initial-corrupt-check",
+        "false",
+        "Compare this member with the others before it serves",
+    ),
+    served(
         "quota-backend-bytes",
         "0",
         "Size of the applied state at which NOSPACE is raised; 0: 2 GiB, negative: never",
@@ -251,8 +276,6 @@ const SETTINGS: &[Setting] = &[
         "auto",
         "auto, pretty or json; auto: pretty on a terminal",
     ),
-    none_yet("auto-compaction-mode"),
-    none_yet("auto-compaction-retention"),
     none_yet("logger"),
     none_yet("log-outputs"),
     none_yet("wal-dir"),
@@ -264,6 +287,35 @@ const SETTINGS: &[Setting] = &[
     none_yet("max-concurrent-streams"),
     none_yet("initial-election-tick-advance"),
 ];
+
+/// What automatic compaction keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// Everything of this last while.
+    Period(Duration),
+    /// This many of the newest revisions, looked at so often.
+    Revisions {
+        /// How many.
+        keep: i64,
+        /// How often.
+        every: Duration,
+    },
+}
+
+/// Settings that etcd once spelled with `experimental-`, as compose files still do.
+const ONCE_EXPERIMENTAL: &[&str] = &[
+    "corrupt-check-time",
+    "initial-corrupt-check",
+    "watch-progress-notify-interval",
+];
+
+/// The names of a setting, the usual one first.
+fn spellings(name: &str) -> impl Iterator<Item = String> {
+    let once = ONCE_EXPERIMENTAL
+        .contains(&name)
+        .then(|| format!("experimental-{name}"));
+    std::iter::once(name.to_string()).chain(once)
+}
 
 /// etcd's quota where none is set.
 const DEFAULT_QUOTA: u64 = 2 << 30;
@@ -361,6 +413,12 @@ pub struct Config {
     pub bcrypt_cost: u32,
     /// `--lease-checkpoint-interval`.
     pub lease_checkpoint_interval: Duration,
+    /// `--auto-compaction-mode` and `--auto-compaction-retention`; none: nothing is compacted by itself.
+    pub auto_compaction: Option<Retention>,
+    /// `--corrupt-check-time`; none: never.
+    pub corrupt_check_time: Option<Duration>,
+    /// `--initial-corrupt-check`.
+    pub initial_corrupt_check: bool,
     /// `--quota-backend-bytes`; none: no quota.
     pub quota_bytes: Option<u64>,
     /// `--disk-reserve-bytes`.
@@ -392,6 +450,7 @@ pub fn arguments(command: Command) -> Command {
         };
         Arg::new(setting.name)
             .long(setting.name)
+            .aliases(spellings(setting.name).skip(1))
             .value_name("VALUE")
             .help(help)
             .hide(setting.effect != Effect::Served)
@@ -499,6 +558,9 @@ impl Values {
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
             lease_checkpoint_interval: self.duration("lease-checkpoint-interval")?,
+            auto_compaction: self.retention()?,
+            corrupt_check_time: Some(self.duration("corrupt-check-time")?).filter(|every| !every.is_zero()),
+            initial_corrupt_check: self.boolean("initial-corrupt-check")?,
             quota_bytes: self.quota()?,
             disk_reserve_bytes: self.number("disk-reserve-bytes", 0)?,
             listen_metrics_urls: match self.get("listen-metrics-urls") {
@@ -611,6 +673,33 @@ impl Values {
         match u32::try_from(cost) {
             Ok(cost) if cost <= 31 => Ok(cost),
             _ => bail!("{}: 4 to 31", self.said("bcrypt-cost")),
+        }
+    }
+
+    fn retention(&self) -> anyhow::Result<Option<Retention>> {
+        let text = self.get("auto-compaction-retention");
+        match self.get("auto-compaction-mode") {
+            "revision" => {
+                let keep = i64::try_from(self.number("auto-compaction-retention", 0)?)?;
+                let every = self.duration("auto-compaction-interval")?;
+                if every.is_zero() {
+                    bail!("{}: more than 0", self.said("auto-compaction-interval"));
+                }
+                Ok((keep > 0).then_some(Retention::Revisions { keep, every }))
+            }
+            "periodic" => {
+                let period = match text.parse::<u32>() {
+                    Ok(hours) => Duration::from_secs(3600 * u64::from(hours)),
+                    Err(_) => humantime::parse_duration(text).with_context(|| {
+                        format!(
+                            "{}: hours, or such as 30m",
+                            self.said("auto-compaction-retention")
+                        )
+                    })?,
+                };
+                Ok((!period.is_zero()).then_some(Retention::Period(period)))
+            }
+            _ => bail!("{}: periodic or revision", self.said("auto-compaction-mode")),
         }
     }
 
@@ -783,10 +872,12 @@ fn check_url(url: &str) -> anyhow::Result<()> {
 }
 
 fn from_environment(name: &str, environment: Environment<'_>) -> Option<(String, Origin)> {
-    let upper = name.to_uppercase().replace('-', "_");
-    ["PONTOON_", "ETCD_"].iter().find_map(|prefix| {
-        let variable = format!("{prefix}{upper}");
-        environment(&variable).map(|value| (value, Origin::Env(variable)))
+    spellings(name).find_map(|name| {
+        let upper = name.to_uppercase().replace('-', "_");
+        ["PONTOON_", "ETCD_"].iter().find_map(|prefix| {
+            let variable = format!("{prefix}{upper}");
+            environment(&variable).map(|value| (value, Origin::Env(variable)))
+        })
     })
 }
 
@@ -930,6 +1021,48 @@ mod tests {
             let error = refusal(arguments_given);
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_as_etcd_does() {
+        let hour = Duration::from_secs(3600);
+        for (mode, text, expected) in [
+            ("periodic", "0", None),
+            ("periodic", "1", Some(Retention::Period(hour))),
+            ("periodic", "1h", Some(Retention::Period(hour))),
+            ("periodic", "30m", Some(Retention::Period(hour / 2))),
+            ("revision", "0", None),
+            (
+                "revision",
+                "1000",
+                Some(Retention::Revisions {
+                    keep: 1000,
+                    every: hour / 12,
+                }),
+            ),
+        ] {
+            let given = [
+                "--auto-compaction-mode",
+                mode,
+                "--auto-compaction-retention",
+                text,
+            ];
+            let config = gather(&given, &[]).and_then(|values| values.config());
+            assert_eq!(config.expect("valid").auto_compaction, expected, "{mode} {text}");
+        }
+        assert!(refusal(&["--auto-compaction-mode", "hourly"]).contains("periodic or revision"));
+        assert!(refusal(&["--auto-compaction-retention", "soon"]).contains("hours, or such as 30m"));
+    }
+
+    #[test]
+    fn what_etcd_once_called_experimental_is_known_by_that_name_too() {
+        let values = gather(
+            &["--experimental-corrupt-check-time", "10m"],
+            &[("ETCD_EXPERIMENTAL_INITIAL_CORRUPT_CHECK", "true")],
+        );
+        let config = values.and_then(|values| values.config()).expect("valid");
+        assert_eq!(config.corrupt_check_time, Some(Duration::from_secs(600)));
+        assert!(config.initial_corrupt_check);
     }
 
     #[test]

@@ -276,6 +276,20 @@ impl Peer for PeerService {
         Ok(Response::new(self.lease_clock.answer(request).await))
     }
 
+    async fn checksum(
+        &self,
+        request: Request<peer::ChecksumRequest>,
+    ) -> Result<Response<peer::ChecksumReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let checksum = self.replica.checksum(request.revision).await;
+        let checksum = checksum.map_err(Status::failed_precondition)?;
+        Ok(Response::new(peer::ChecksumReply {
+            hash: checksum.hash,
+            compacted: checksum.compacted,
+        }))
+    }
+
     async fn join(&self, request: Request<peer::JoinRequest>) -> Result<Response<peer::JoinReply>, Status> {
         let request = request.into_inner();
         if request.token != self.introduction.token {

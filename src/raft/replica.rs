@@ -37,7 +37,7 @@ use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
 use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
-use crate::state::{self, Defragmented, Reader, SnapshotSource, State};
+use crate::state::{self, Defragmented, ReadError, Reader, SnapshotSource, State};
 use crate::storage::Engine;
 use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
@@ -48,6 +48,8 @@ use crate::tls::ClientTls;
 const SNAPSHOT_BYTES: u64 = 64 << 20;
 /// How often the log's growth is looked at.
 const SNAPSHOT_CHECK: Duration = Duration::from_millis(500);
+/// How long a member that is behind is waited for before its checksum is given up.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// How long a handover of leadership may take before the member stops without one.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -195,6 +197,17 @@ fn reply_from_wire(bytes: Bytes) -> Result<Reply, ProposeError> {
         Some(response) => Ok(Reply(Ok(response))),
         None => Err(unreadable("it is empty".to_string())),
     }
+}
+
+/// What a member has at a revision, in short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checksum {
+    /// The checksum.
+    pub hash: u32,
+    /// What is below this revision has no part in it; −1 before any compaction.
+    pub compacted: i64,
+    /// The revision.
+    pub revision: i64,
 }
 
 /// How far this member is, for status and readiness.
@@ -356,6 +369,51 @@ impl Replica {
     /// Gives the space that the applied state does not use back to the disk, while it is used.
     pub async fn defragment(&self) -> Result<Defragmented, DefragmentError> {
         self.inner.defragmenter.defragment().await
+    }
+
+    /// Checksum of all that is here at `revision`, or now, if that is 0. A member that is behind waits for a moment.
+    pub async fn checksum(&self, revision: i64) -> Result<Checksum, String> {
+        let reader = self.reader().clone();
+        let mut applied = self.applied();
+        let reached = async { while reader.revision() < revision && applied.changed().await.is_ok() {} };
+        if tokio::time::timeout(CATCH_UP, reached).await.is_err() {
+            return Err(format!("this member is not at revision {revision} yet"));
+        }
+        let hashed = tokio::task::spawn_blocking(move || reader.hash_kv(revision)).await;
+        match hashed.map_err(|error| error.to_string())? {
+            Ok((hash, compacted, revision)) => Ok(Checksum {
+                hash,
+                compacted,
+                revision,
+            }),
+            Err(ReadError::Refused(error)) => Err(error.to_string()),
+            Err(ReadError::Local(error)) => {
+                self.failure()
+                    .report(format!("cannot read the applied state: {error}"));
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Asks another member for its checksum at `revision`.
+    pub async fn ask_checksum(
+        &self,
+        id: u64,
+        node: &Node,
+        revision: i64,
+        limit: Duration,
+    ) -> Result<Checksum, tonic::Status> {
+        let request = peer::ChecksumRequest {
+            target: Some(self.inner.peers.target(id)),
+            revision,
+        };
+        let mut client = self.inner.peers.client(id, node, Purpose::Control)?;
+        let reply = within(limit, client.checksum(request)).await?;
+        Ok(Checksum {
+            hash: reply.hash,
+            compacted: reply.compacted,
+            revision,
+        })
     }
 
     /// Raft's clocks.

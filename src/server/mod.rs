@@ -6,6 +6,8 @@ pub mod auth;
 pub mod backup;
 pub mod bootstrap;
 pub mod certificates;
+mod compactor;
+mod corruption;
 pub mod data_dir;
 mod disk;
 pub mod jwt;
@@ -460,11 +462,27 @@ async fn serve_clients(
             end = ending.comes() => return Ok(end),
         }
     }
-    let background = [
+    if config.initial_corrupt_check {
+        tokio::select! {
+            checked = corruption::check_own(&server) => checked?,
+            end = ending.comes() => return Ok(end),
+        }
+    }
+    let mut background = vec![
         tokio::spawn(publish(server.clone(), own)),
         tokio::spawn(server.space().clone().watch()),
         tokio::spawn(count_leaders(server.clone())),
     ];
+    background.extend(
+        config
+            .auto_compaction
+            .map(|retention| tokio::spawn(compactor::run(server.clone(), retention))),
+    );
+    background.extend(
+        config
+            .corrupt_check_time
+            .map(|every| tokio::spawn(corruption::watch(server.clone(), every))),
+    );
     let addresses: Vec<String> = listeners
         .clients
         .iter()

@@ -875,3 +875,83 @@ async fn a_full_disk_loses_nothing() {
     crate::support::process::kill_and_reap(&mut process);
     let _ = std::fs::remove_file(&log);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_nearly_full_stops_writes_and_not_the_member() {
+    use pontoon::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+    use pontoon::pb::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
+
+    let Some(disk) = SmallDisk::mount("300m") else {
+        println!("skipped: this process may not mount a small disk");
+        return;
+    };
+    let _machine = crate::support::cluster::machine().await;
+    let log = disk.dir.path().with_extension("log");
+    let data_dir = disk.dir.path().join("data");
+    let member = Lone::new("n1", &data_dir);
+    let mut command = member.command();
+    command.args(["--disk-reserve-bytes", "104857600"]);
+    let mut process = spawn_logged(&mut command, &log);
+    let url = format!("http://127.0.0.1:{}", member.client_port);
+    let mut client = Client::new(&url);
+    wait_for(PATIENCE, "the member to serve", || {
+        let mut client = client.clone();
+        async move { client.get("ready").await.ok() }
+    })
+    .await;
+    let value = "v".repeat(1 << 20);
+    let mut acknowledged = 0;
+    let refused = loop {
+        match client.put(&format!("key {acknowledged}"), &value).await {
+            Ok(_) => acknowledged += 1,
+            Err(refused) => break refused,
+        }
+        assert!(acknowledged < 1000, "the disk is not watched");
+    };
+    println!("nearly full after {acknowledged} MiB");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    // The member goes on: what is there can be read, and room can be made.
+    assert_eq!(client.get("key 0").await.expect("a read"), Some(value.clone()));
+    client.call(delete_request("key 0")).await.expect("a delete");
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("the disk is nearly full"), "{}", tail(&log));
+    disk.grow("2g");
+    let mut maintenance = MaintenanceClient::new(crate::support::rpc::channel(&url));
+    let what = "writes to go on once the alarm is cleared";
+    wait_for(PATIENCE, what, || {
+        let (mut maintenance, mut client) = (maintenance.clone(), client.clone());
+        async move {
+            let alarms = maintenance
+                .alarm(AlarmRequest::default())
+                .await
+                .ok()?
+                .into_inner()
+                .alarms;
+            for alarm in alarms {
+                assert_eq!(alarm.alarm(), AlarmType::Nospace);
+                let clear = AlarmRequest {
+                    action: AlarmAction::Deactivate as i32,
+                    member_id: alarm.member_id,
+                    alarm: alarm.alarm,
+                };
+                maintenance.alarm(clear).await.ok()?;
+            }
+            client.put("small", "v").await.ok()
+        }
+    })
+    .await;
+    let alarms = maintenance
+        .alarm(AlarmRequest::default())
+        .await
+        .expect("alarms")
+        .into_inner()
+        .alarms;
+    assert_eq!(alarms, []);
+    assert_eq!(client.get("key 1").await.expect("a read"), Some(value));
+    crate::support::process::kill_and_reap(&mut process);
+    let _ = std::fs::remove_file(&log);
+}
+
+fn delete_request(key: &str) -> Request {
+    Request::Delete(delete(key, ""))
+}

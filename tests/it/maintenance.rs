@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::support::cluster::{Cluster, PATIENCE};
-use crate::support::process::wait_for;
+use crate::support::process::{await_exit, kill_and_reap, spawn_logged, wait_for};
 use crate::support::rpc::{Client, Request, channel, everything, put_request};
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
@@ -411,5 +411,141 @@ async fn hashes_are_equal_on_all_members_and_say_what_they_cover() {
     assert!(
         hashes[0] != 0 && hashes.iter().all(|hash| *hash == hashes[0]),
         "{hashes:?}"
+    );
+}
+
+async fn compacted(cluster: &Cluster, member: usize) -> i64 {
+    hash_kv(cluster, member, 0)
+        .await
+        .map_or(-1, |answer| answer.compact_revision)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_past_goes_by_itself_after_a_while() {
+    let cluster = Cluster::start_with(1, &["--auto-compaction-retention", "1s"]).await;
+    let mut client = cluster.client(0);
+    let first = client.put("k", "old").await.expect("put");
+    let last = client.put("k", "new").await.expect("put");
+    wait_for(PATIENCE, "the compaction", || async {
+        (compacted(&cluster, 0).await == last).then_some(())
+    })
+    .await;
+    let mut request = everything();
+    request.revision = first;
+    let refused = client
+        .call(Request::Range(request))
+        .await
+        .expect_err("it is gone");
+    assert_eq!(
+        refused.message(),
+        "etcdserver: mvcc: required revision has been compacted"
+    );
+    assert_eq!(client.get("k").await.expect("read").as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_revisions_are_kept_on_every_member() {
+    let flags = [
+        ["--auto-compaction-mode", "revision"],
+        ["--auto-compaction-retention", "10"],
+        ["--auto-compaction-interval", "200ms"],
+    ];
+    let cluster = Cluster::start_with(3, flags.as_flattened()).await;
+    let mut last = 0;
+    for number in 0..30 {
+        last = cluster
+            .client(1)
+            .put("k", &number.to_string())
+            .await
+            .expect("put");
+    }
+    for member in 0..3 {
+        wait_for(PATIENCE, "the compaction", || async {
+            (compacted(&cluster, member).await == last - 10).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Changes a value in the files of a stopped member, as a bad disk would, but so that they still open.
+fn corrupt(cluster: &Cluster, member: usize, from: &[u8], to: &[u8]) {
+    use pontoon::storage::{Batch, keys, open_engine};
+    let state = cluster.members[member].data_dir().join("state");
+    let engine = std::fs::read_dir(state)
+        .expect("a state")
+        .next()
+        .expect("an engine")
+        .expect("readable");
+    let engine = open_engine(&engine.path(), 1 << 20).expect("it opens");
+    let mut batch = Batch::default();
+    for pair in engine.scan(keys::blocks()) {
+        let (key, value) = pair.expect("readable");
+        if let Some(at) = value.windows(from.len()).position(|window| window == from) {
+            let mut changed = value.to_vec();
+            changed[at..at + to.len()].copy_from_slice(to);
+            batch.put(key, changed.into());
+        }
+    }
+    assert!(!batch.is_empty(), "the value is not in the files");
+    engine.commit(batch).expect("changed");
+    engine.flush().expect("on disk");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_data_differs_is_found_and_nothing_is_read_any_more() {
+    let mut cluster = Cluster::start_with(3, &["--corrupt-check-time", "300ms"]).await;
+    cluster.client(0).put("k", "precious").await.expect("put");
+    let id = status(&cluster, 2).await.header.expect("a header").member_id;
+    cluster.client(2).get("k").await.expect("it has it");
+    assert!(cluster.terminate(2).await.success());
+    assert_eq!(alarms(&cluster, 0).await, []);
+    corrupt(&cluster, 2, b"precious", b"pernicio");
+    cluster.spawn(2);
+    wait_for(PATIENCE, "the alarm", || async {
+        let raised = alarms(&cluster, 0).await;
+        let expected = AlarmMember {
+            member_id: id,
+            alarm: AlarmType::Corrupt as i32,
+        };
+        (raised == [expected]).then_some(())
+    })
+    .await;
+    for member in 0..3 {
+        let mut client = cluster.client(member);
+        wait_for(PATIENCE, "reads and writes to be refused", || {
+            let mut client = client.clone();
+            async move {
+                client
+                    .get("k")
+                    .await
+                    .err()
+                    .filter(|refused| refused.code() == Code::DataLoss)
+            }
+        })
+        .await;
+        let refused = client.put("k", "v").await.expect_err("refused");
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::DataLoss, "etcdserver: corrupt cluster")
+        );
+    }
+    // The member is told so by itself, too, if it is asked to look before it serves.
+    cluster.kill(2);
+    let mut command = cluster.command(2);
+    command.arg("--initial-corrupt-check");
+    let log = cluster.dir().join("corrupt.log");
+    let mut process = spawn_logged(&mut command, &log);
+    let ended = tokio::time::timeout(PATIENCE, await_exit(&mut process)).await;
+    kill_and_reap(&mut process);
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(!ended.expect("it does not serve").success(), "{said}");
+    assert!(said.contains("differs from that of the majority"), "{said}");
+    // With its disk wiped it is a new member, with a copy of what the others have; then the alarm may go.
+    cluster.wipe(2);
+    disarm(&cluster, 0).await;
+    cluster.restart(2).await;
+    assert_eq!(
+        cluster.client(2).get("k").await.expect("read").as_deref(),
+        Some("precious")
     );
 }
