@@ -85,8 +85,9 @@ fn stopping(_: tokio::task::JoinError) -> Status {
 
 #[tonic::async_trait]
 impl Service for Maintenance {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let server = &self.server;
+        server.permit_user(&credentials(&request)).await.map_err(status)?;
         let raft = server.replica().status();
         let reader = server.reader();
         let no_leader = raft.leader.is_none().then(|| Error::NoLeader.text().to_string());
@@ -116,6 +117,7 @@ impl Service for Maintenance {
         let reader = self.server.reader();
         if request.action() == AlarmAction::Get {
             self.server.barrier().pass().await.map_err(status)?;
+            self.server.permit_user(&who).await.map_err(status)?;
             let is_wanted = |alarm: &AlarmMember| request.alarm == 0 || alarm.alarm == request.alarm;
             return Ok(Response::new(AlarmResponse {
                 header: Some(header(&self.server, reader.revision())),

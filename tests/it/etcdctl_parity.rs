@@ -111,12 +111,12 @@ compaction 1000000
 compaction x
 compaction
 get t --rev 2
-lease grant 1000
 lease grant 100 -w json
 lease grant 100 -w fields
 lease grant 0
 lease grant x
 lease grant
+lease grant 1000
 put l/1 x --lease $lease
 lease timetolive $lease
 lease timetolive $lease --keys
