@@ -178,15 +178,10 @@ impl Plain {
 
     async fn delete(&self, asked: &Asked) -> Answered {
         let is_prefix = asked.query.is_set("prefix");
+        let (key, range_end) = asked.keys();
         let delete = DeleteRangeRequest {
-            key: match is_prefix {
-                true => or_zero(asked.key.clone()),
-                false => asked.key.clone(),
-            },
-            range_end: match is_prefix {
-                true => prefix_end(&asked.key),
-                false => Bytes::new(),
-            },
+            key,
+            range_end,
             ..DeleteRangeRequest::default()
         };
         let (header, deleted) = match asked.condition()? {
@@ -247,16 +242,10 @@ impl Plain {
     }
 
     async fn watch(&self, asked: &Asked) -> Answered {
-        let is_prefix = asked.query.is_set("prefix");
+        let (key, range_end) = asked.keys();
         let create = WatchCreateRequest {
-            key: match is_prefix {
-                true => or_zero(asked.key.clone()),
-                false => asked.key.clone(),
-            },
-            range_end: match is_prefix {
-                true => prefix_end(&asked.key),
-                false => Bytes::new(),
-            },
+            key,
+            range_end,
             start_revision: asked.number("rev")?.unwrap_or(0),
             ..WatchCreateRequest::default()
         };
@@ -283,6 +272,14 @@ impl Plain {
 const LEASE: http::HeaderName = http::HeaderName::from_static("pontoon-lease");
 
 impl Asked {
+    /// The key, or with `?prefix` all that begin with it: key and range end.
+    fn keys(&self) -> (Bytes, Bytes) {
+        match self.query.is_set("prefix") {
+            true => (or_zero(self.key.clone()), prefix_end(&self.key)),
+            false => (self.key.clone(), Bytes::new()),
+        }
+    }
+
     /// A message for the service, with the caller's token.
     fn with<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);

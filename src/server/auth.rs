@@ -242,43 +242,36 @@ impl Gate {
     /// A user that does not exist takes as long as a wrong password, so that the time does not tell.
     async fn is_right(&self, password: String, hash: Option<String>) -> Result<bool, Error> {
         let cost = self.cost;
-        let permit = self
-            .passwords
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Stopped)?;
-        let verified = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            match hash {
-                Some(hash) => bcrypt::verify(password, &hash).unwrap_or(false),
-                None => {
-                    // Hashed for the time that it takes only.
-                    let _ = bcrypt::hash(password, cost);
-                    false
-                }
+        self.at_length(move || match hash {
+            Some(hash) => bcrypt::verify(password, &hash).unwrap_or(false),
+            None => {
+                // Hashed for the time that it takes only.
+                let _ = bcrypt::hash(password, cost);
+                false
             }
-        });
-        verified.await.map_err(|_| Error::Stopped)
+        })
+        .await
     }
 
     /// A password as the log may carry it.
     pub async fn hash(&self, password: String) -> Result<String, Error> {
         let cost = self.cost;
-        let permit = self
-            .passwords
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Stopped)?;
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = self.at_length(move || bcrypt::hash(password, cost)).await?;
+        hashed.map_err(|_| Error::InvalidAuthManagement)
+    }
+
+    /// Does what takes a core for long in a thread of its own, a few at once.
+    async fn at_length<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = self.passwords.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| Error::Stopped)?;
+        let worked = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            bcrypt::hash(password, cost)
+            work()
         });
-        hashed
-            .await
-            .map_err(|_| Error::Stopped)?
-            .map_err(|_| Error::InvalidAuthManagement)
+        worked.await.map_err(|_| Error::Stopped)
     }
 }
 

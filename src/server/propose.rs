@@ -178,6 +178,20 @@ impl Proposer {
     }
 }
 
+/// A command of the cluster's own, as the log has it: what this member alone may propose, as its leader.
+pub(super) fn own_command(op: Op) -> Bytes {
+    let header = Header {
+        id: rand::random(),
+        system: true,
+        ..Header::default()
+    };
+    let command = Command {
+        header: Some(header),
+        op: Some(op),
+    };
+    command.encode_to_vec().into()
+}
+
 async fn forward_batches(replica: Replica, mut queue: mpsc::Receiver<Waiting>, limit: Duration) {
     let slots = Arc::new(Semaphore::new(BATCHES));
     let mut held = None;

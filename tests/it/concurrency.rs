@@ -16,7 +16,6 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::support::cluster::{Cluster, PATIENCE};
-use crate::support::etcd::Etcd;
 use crate::support::leases::{Leases, attach};
 use crate::support::process::{kill_and_reap, signal, wait_for};
 use crate::support::rpc::{Client, Request, Response, channel, everything};
@@ -382,14 +381,7 @@ async fn script(endpoint: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_etcds() {
-    let cluster = Cluster::start(1).await;
-    let ours = script(&cluster.members[0].client_url).await;
-    let Some(binary) = Etcd::find() else {
-        return println!("skipped: no etcd on this machine");
-    };
-    let etcd = Etcd::start(&binary).await;
-    let theirs = script(&etcd.endpoint).await;
-    assert_eq!(ours, theirs, "ours (left) and those of etcd {}", etcd.version);
+    crate::support::etcd::answers_are_etcds(script).await;
 }
 
 /// A running etcdctl, ended when dropped.

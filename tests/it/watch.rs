@@ -423,6 +423,13 @@ async fn a_watch_resumes_at_any_kept_revision_on_any_member() {
     }
 }
 
+/// What a stream that watches from the beginning is told, up to a revision.
+async fn is_told_everything(stream: &mut WatchStream, last: i64) {
+    let events = stream.events(last as usize - 1).await;
+    let told: Vec<i64> = events.iter().map(revision).collect();
+    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_goes_on_when_the_leader_is_killed_and_resumes_elsewhere() {
     let mut cluster = Cluster::start(3).await;
@@ -450,24 +457,12 @@ async fn a_watch_goes_on_when_the_leader_is_killed_and_resumes_elsewhere() {
             .map(revision),
     );
     assert_eq!(told, (2..=last).collect::<Vec<_>>());
-    let told: Vec<i64> = stays
-        .events(last as usize - 1)
-        .await
-        .iter()
-        .map(revision)
-        .collect();
-    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    is_told_everything(&mut stays, last).await;
     // The old leader comes back, and tells the same.
     cluster.restart(leader).await;
     let mut back = open(&cluster, leader).await;
     back.create(watch_all(2)).await;
-    let told: Vec<i64> = back
-        .events(last as usize - 1)
-        .await
-        .iter()
-        .map(revision)
-        .collect();
-    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    is_told_everything(&mut back, last).await;
 }
 
 /// Entries that are kept in the log behind a snapshot: who is further behind gets the snapshot.
@@ -483,14 +478,17 @@ async fn a_watch_goes_on_over_the_install_of_a_snapshot() {
     // Deaf, not mute: the client's stream stays open.
     cluster.set_link(behind, Link::Cut);
     let last = write_much(&cluster, &[leader], KEPT_ENTRIES + 3000, "x").await;
+    wait_for(
+        PATIENCE,
+        "the log to be purged of what the one behind lacks",
+        || async {
+            let log = std::fs::read_to_string(cluster.members[leader].log_file()).ok()?;
+            log.contains("sending a snapshot").then_some(())
+        },
+    )
+    .await;
     cluster.set_link(behind, Link::Up);
-    let told: Vec<i64> = stream
-        .events(last as usize - 1)
-        .await
-        .iter()
-        .map(revision)
-        .collect();
-    assert_eq!(told, (2..=last).collect::<Vec<_>>());
+    is_told_everything(&mut stream, last).await;
     // It did come by a snapshot: those are loaded into an engine of their own.
     let state = cluster.members[behind].data_dir().join("state");
     let engines: Vec<_> = std::fs::read_dir(state)

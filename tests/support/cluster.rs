@@ -14,7 +14,7 @@ use pontoon::pb::etcdserverpb::{MemberListRequest, MemberListResponse, StatusReq
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::process::{await_exit, free_port, kill_and_reap, signal, spawn_logged, tail, wait_for};
+use super::process::{await_exit, free_port, freeze, kill_and_reap, signal, spawn_logged, tail, wait_for};
 use super::proxy::{Link, Proxy};
 use super::rpc::{Client, channel};
 
@@ -194,10 +194,7 @@ impl Cluster {
 
     /// SIGSTOP: the process stands still and doesn't know it.
     pub fn pause(&self, member: usize) {
-        signal(
-            self.members[member].child.as_ref().expect("the member runs"),
-            "STOP",
-        );
+        freeze(self.members[member].child.as_ref().expect("the member runs"));
     }
 
     /// SIGCONT.

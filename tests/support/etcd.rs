@@ -10,8 +10,21 @@ use std::time::Duration;
 use pontoon::pb::etcdserverpb::StatusRequest;
 use pontoon::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 
+use super::cluster::Cluster;
 use super::process::{Process, free_port, wait_for};
 use super::rpc::{Client, channel};
+
+/// What a script of calls says of a member, and what of an etcd, if there is one here.
+pub async fn answers_are_etcds<T: PartialEq + std::fmt::Debug>(script: impl AsyncFn(&str) -> T) {
+    let cluster = Cluster::start(1).await;
+    let ours = script(&cluster.members[0].client_url).await;
+    let Some(binary) = Etcd::find() else {
+        return println!("skipped: no etcd on this machine");
+    };
+    let etcd = Etcd::start(&binary).await;
+    let theirs = script(&etcd.endpoint).await;
+    assert_eq!(ours, theirs, "ours (left) and those of etcd {}", etcd.version);
+}
 
 /// A running etcd of one member.
 pub struct Etcd {

@@ -95,6 +95,27 @@ pub fn signal(child: &Child, name: &str) {
     );
 }
 
+/// Stops a child, and returns when every thread of it stands still: one that was running goes on for a moment after the
+/// signal was sent.
+pub fn freeze(child: &Child) {
+    signal(child, "STOP");
+    let start = Instant::now();
+    while !stands_still(child.id()) {
+        assert!(start.elapsed() < Duration::from_secs(30), "SIGSTOP has no effect");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The state is the first word behind the name, which is in brackets.
+fn stands_still(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the child runs");
+    threads.filter_map(Result::ok).all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 /// The last lines of a file.
 pub fn tail(file: &std::path::Path) -> String {
     let bytes = std::fs::read(file).unwrap_or_default();

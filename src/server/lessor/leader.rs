@@ -15,15 +15,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prost::Message;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::clock::{Clock, Renewal, Settings};
-use crate::pb::pontoon::command::{Command, Header, LeaseCheckpoint, LeaseRemaining, command::Op};
+use crate::pb::pontoon::command::{LeaseCheckpoint, LeaseRemaining, command::Op};
 use crate::pb::pontoon::peer::{LeaseClockReply, LeaseClockRequest, LeaseTimes};
 use crate::raft::peer::LeaseClock;
 use crate::raft::replica::Replica;
 use crate::raft::state_machine::LeaseSink;
+use crate::server::propose::own_command;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -149,16 +149,7 @@ impl Leader {
 
     /// Through this member only: what one leader's clock decided is nothing that another should propose.
     async fn propose(&self, op: Op) -> Result<(), Refused> {
-        let header = Header {
-            id: rand::random(),
-            system: true,
-            ..Header::default()
-        };
-        let command = Command {
-            header: Some(header),
-            op: Some(op),
-        };
-        match self.replica.propose(command.encode_to_vec().into()).await {
+        match self.replica.propose(own_command(op)).await {
             Ok(reply) => reply.0.map(drop).map_err(|error| Refused(error.to_string())),
             Err(error) => Err(Refused(format!("{error:?}"))),
         }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 
 use super::roll::{Listed, Place, Roll};
 use super::{ANSWER, RETRY, Rules, failed};
 use crate::error::Error;
-use crate::pb::pontoon::command::{ClaimMember, Command, Header, UpdateMember, command::Op};
+use crate::pb::pontoon::command::{ClaimMember, UpdateMember, command::Op};
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::change_members_reply::Result as Outcome;
 use crate::pb::pontoon::peer::change_members_request::Change as Wanted;
@@ -20,6 +19,7 @@ use crate::raft::peer::Wish;
 use crate::raft::replica::{ProposeError, Replica};
 use crate::raft::{Node, Role};
 use crate::server::data_dir::random_id;
+use crate::server::propose::own_command;
 use crate::server::read::Barrier;
 
 /// How often the leader looks whether a newcomer has caught up.
@@ -194,16 +194,7 @@ impl Keeper {
     }
 
     async fn propose(&self, op: Op, deadline: Instant) -> Result<(), Refusal> {
-        let header = Header {
-            id: rand::random(),
-            system: true,
-            ..Header::default()
-        };
-        let command = Command {
-            header: Some(header),
-            op: Some(op),
-        };
-        let proposed = self.replica.propose(command.encode_to_vec().into());
+        let proposed = self.replica.propose(own_command(op));
         let late = |_| ProposeError::Unknown("not committed in time".to_string());
         timeout_at(deadline, proposed).await.map_err(late)??.0?;
         Ok(())
