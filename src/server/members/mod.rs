@@ -14,7 +14,7 @@
 //! the process that starts on a blank disk at one of the place's peer URLs claims it, by a command in the log, under a
 //! random number that it made with its data directory. From then on the id stands in its data directory. If that disk
 //! is lost, the next process there has another number, and gets an id of its own that takes the old one's vote over
-//! ([`Role::Replacing`]). So no id ever votes for two disks, and no vote is forgotten.
+//! ([`crate::raft::Role::Replacing`]). So no id ever votes for two disks, and no vote is forgotten.
 //!
 //! **Following.** Where a member is stands in its record, and every member tells its connections when that changes. A
 //! member that lost touch with its leader asks around, at every address that it knows or was started with: by asking
