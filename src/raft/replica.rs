@@ -92,6 +92,8 @@ impl Failure {
 pub struct Options {
     /// Directory of the log.
     pub wal_dir: PathBuf,
+    /// Whether a log was there before.
+    pub has_log: bool,
     /// Directory of snapshot files.
     pub snapshot_dir: PathBuf,
     /// Directory of the engine's directories.
@@ -730,6 +732,7 @@ fn open_wal(options: &Options, failure: &Failure) -> Result<Wal, OpenError> {
     let failure = failure.clone();
     let wal_options = WalOptions {
         log_id: options.identity.member_id(),
+        must_exist: options.has_log,
         stop: Some(Arc::new(move |error: &io::Error| {
             failure.report(format!("the write-ahead log failed: {error}"))
         })),

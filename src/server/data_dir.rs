@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! member.toml   format, member id, name, cluster id (0 until it belongs to one), whether it was removed from it,
-//!               whether it was recovered alone
+//!               whether it was recovered alone, whether there is a log
 //! lock          locked while a process uses the directory
-//! running       present while the member runs, or after it stopped without closing; holds the machine's boot id
+//! running       present while the member runs, or after it stopped without closing; holds the boot id of the machine
+//!               under which the applied state was last known to be sound
 //! restored.snapshot   a state restored from a backup, until its cluster is founded; `restoring` while it is written
 //! spool/        backups on their way to clients
 //! wal/          the log          snapshots/   snapshot files          state/<n>/   the applied state
@@ -12,7 +13,8 @@
 //!
 //! `running` tells whether the applied state may be continued from. After a clean stop it is gone. After a mere kill
 //! its boot id is this boot's, and what the engine wrote is in the machine's page cache or on disk. After a crash of
-//! the machine the boot id differs: sled's flush is no fsync, so its files may have lost anything.
+//! the machine the boot id differs: sled's flush is no fsync, so its files may have lost anything. It goes on to differ
+//! until the applied state has been rebuilt: a start that ends before that changes nothing about it.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -42,6 +44,9 @@ struct MemberFile {
     removed: bool,
     #[serde(default)]
     recovery: Recovery,
+    /// There is a log. Without it the member would forget what it promised under its id.
+    #[serde(default)]
+    has_log: bool,
     /// Set if it was restored from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restored: Option<Origin>,
@@ -93,7 +98,10 @@ impl DataDir {
             false => read(&file, path, name)?,
         };
         let trust_state = left_trustworthy(path);
-        mark_running(path).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
+        if trust_state {
+            // Before the state is written to: after a crash of the machine this boot's id is to be found.
+            mark_running(path).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
+        }
         Ok(DataDir {
             path: path.to_path_buf(),
             member: Arc::new(Mutex::new(member)),
@@ -135,11 +143,12 @@ impl DataDir {
             .recovery
     }
 
-    /// How far that is, and which cluster it is. Durable when it returns.
+    /// How far that is, and which cluster it is: one that did not remove it. Durable when it returns.
     pub fn set_recovery(&self, cluster_id: u64, recovery: Recovery) -> anyhow::Result<()> {
         let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
         member.cluster_id = format!("{cluster_id:x}");
         member.recovery = recovery;
+        member.removed = false;
         write(&self.path, &member)
             .with_context(|| format!("cannot write to --data-dir {}", self.path.display()))
     }
@@ -181,6 +190,7 @@ impl DataDir {
                 for dir in ["wal", "snapshots", "state"] {
                     remove_dir(&self.path.join(dir))?;
                 }
+                member.has_log = false;
             }
             member.member_id = new_id.clone();
             member.cluster_id = format!("{cluster_id:x}");
@@ -227,6 +237,24 @@ impl DataDir {
     /// Whether the applied state may be continued from.
     pub fn trust_state(&self) -> bool {
         self.trust_state
+    }
+
+    /// Whether there must be a log.
+    pub fn has_log(&self) -> bool {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).has_log
+    }
+
+    /// The log is there, and the applied state is sound: it was continued from, or rebuilt.
+    pub fn mark_opened(&self) -> anyhow::Result<()> {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mark = || {
+            mark_running(&self.path)?;
+            match std::mem::replace(&mut member.has_log, true) {
+                true => Ok(()),
+                false => write(&self.path, &member),
+            }
+        };
+        mark().with_context(|| format!("cannot write to --data-dir {}", self.path.display()))
     }
 
     /// A directory inside.
@@ -297,6 +325,7 @@ fn new_member(name: &str, restored: Option<Origin>) -> MemberFile {
         name: name.to_string(),
         removed: false,
         recovery: Recovery::None,
+        has_log: false,
         restored,
     }
 }
@@ -425,8 +454,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let first = DataDir::open(dir.path(), "n1").expect("made");
         std::fs::create_dir(dir.path().join("wal")).expect("made");
+        first.mark_opened().expect("written");
+        assert!(first.has_log());
         first.settle(5, 77).expect("settled");
-        assert!(!dir.path().join("wal").exists());
+        assert!(!dir.path().join("wal").exists() && !first.has_log());
         assert!(!first.is_removed());
         first.mark_removed().expect("written");
         drop(first);
@@ -463,6 +494,13 @@ mod tests {
         drop(killed);
         assert!(left_trustworthy(dir.path()));
         std::fs::write(dir.path().join("running"), "another boot").expect("written");
-        assert!(!DataDir::open(dir.path(), "n1").expect("opened").trust_state());
+        // A start that ends before the state is rebuilt does not make it any better.
+        for _ in 0..2 {
+            assert!(!DataDir::open(dir.path(), "n1").expect("opened").trust_state());
+        }
+        let rebuilt = DataDir::open(dir.path(), "n1").expect("opened");
+        rebuilt.mark_opened().expect("written");
+        drop(rebuilt);
+        assert!(DataDir::open(dir.path(), "n1").expect("opened").trust_state());
     }
 }

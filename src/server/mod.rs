@@ -331,6 +331,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     let fs = Arc::new(TimedFs::new(data_dir.join("wal"), metrics.clone()));
     let replica = open(&config, &data_dir, fs, tokens.clone(), leases.sink(), to_peers).await?;
+    data_dir.mark_opened()?;
     let lease_leader = Arc::new(Leader::new(
         replica.clone(),
         leases,
@@ -621,6 +622,7 @@ async fn open(
     );
     let options = Options {
         wal_dir: data_dir.join("wal"),
+        has_log: data_dir.has_log(),
         snapshot_dir: data_dir.join("snapshots"),
         state_dir: data_dir.join("state"),
         fs,

@@ -65,6 +65,8 @@ pub struct WalOptions {
     pub max_batch_bytes: usize,
     /// Names a new log: a segment of another one is not taken for its own.
     pub log_id: u64,
+    /// Whether there was a log here before: if it is gone it is not made anew, as the votes in it are gone too.
+    pub must_exist: bool,
     /// Told of the first failure.
     pub stop: Option<OnFailure>,
 }
@@ -76,6 +78,7 @@ impl Default for WalOptions {
             cache_bytes: 64 << 20,
             max_batch_bytes: 4 << 20,
             log_id: 1,
+            must_exist: false,
             stop: None,
         }
     }

@@ -114,8 +114,8 @@ struct Segment {
 
 impl Replay {
     fn create(&mut self, options: &WalOptions) -> Result<(u64, Tail), WalError> {
-        if self.closed.is_some() {
-            return Err(self.corrupt(CLOSED, 0, "the log was closed, but its segments are gone"));
+        if self.closed.is_some() || options.must_exist {
+            return Err(self.corrupt("", 0, "its segments are gone"));
         }
         let spare = self.dir.join(SPARE);
         let file: Arc<dyn File> = zero_filled(&*self.fs, &spare, options.segment_bytes)?.into();

@@ -446,3 +446,23 @@ fn purged_segments_are_removed_and_their_vote_is_kept() {
     assert_eq!(state.vote, Some(Bytes::from_static(b"vote")));
     assert_eq!(state.purged, Some((290, Bytes::from_static(b"mark"))));
 }
+
+#[test]
+fn a_log_that_is_gone_is_not_made_anew() {
+    let fs = SimFs::default();
+    let again = WalOptions {
+        must_exist: true,
+        ..options()
+    };
+    let reopen = |options| Wal::open(Arc::new(fs.clone()), &dir(), options);
+    let gone =
+        |result| matches!(result, Err(WalError::Corrupt { what, .. }) if what.contains("segments are gone"));
+    assert!(gone(reopen(again.clone())));
+    open(&fs).close().expect("closed");
+    reopen(again).expect("there").close().expect("closed");
+    let segments = fs.list(&dir()).expect("readable");
+    for name in segments.iter().filter(|name| name.ends_with(".wal")) {
+        fs.remove(&dir().join(name)).expect("removed");
+    }
+    assert!(gone(reopen(options())), "it was closed");
+}
