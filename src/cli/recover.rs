@@ -79,6 +79,13 @@ fn describe(report: &Report) -> String {
         "lost:         what this disk never received; a disk with a later last entry (term first, then index) has more"
             .to_string(),
     ];
+    if report.was_removed {
+        lines.push(
+            "warning:      it was removed from its cluster, or was about to be: if that one still serves, this is a copy of \
+             old data"
+                .to_string(),
+        );
+    }
     lines.push(match report.new_cluster_id {
         None => "nothing was changed".to_string(),
         Some(id) => format!(

@@ -48,8 +48,9 @@ impl LogStore {
         }
     }
 
-    /// Drops entries that contradict a snapshot. Its file is on disk before the log is told to let go of what the
-    /// snapshot replaces; a crash in between leaves entries that never were committed where others are.
+    /// Makes the log one that goes on from a snapshot. Its file is on disk before the log is told to let go of what the
+    /// snapshot replaces; a crash in between leaves entries that never were committed where others are, or a log that
+    /// ends before the snapshot does.
     pub fn agree_with(&self, snapshot: &LogId) -> io::Result<()> {
         match self.log_id_at(snapshot.index)? {
             Some(found) if found != *snapshot => {
@@ -60,6 +61,10 @@ impl LogStore {
                 self.wal.truncate_after(snapshot.index.checked_sub(1));
             }
             _ => {}
+        }
+        let state = self.wal.state();
+        if state.last.map_or(state.first, |last| last + 1) <= snapshot.index {
+            self.wal.purge(snapshot.index, encode_log_id(snapshot));
         }
         Ok(())
     }

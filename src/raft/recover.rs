@@ -25,6 +25,7 @@ use openraft::entry::RaftEntry;
 use openraft::{EntryPayload, Membership};
 
 use super::entry::{decode_log_id, decode_vote, encode_vote, new_log_id};
+use super::log_store::LogStore;
 use super::replica::OpenError;
 use super::snapshot::SnapshotStore;
 use super::{Entry, LogId, Node, Role, Vote};
@@ -49,8 +50,10 @@ pub struct Disk {
 /// What was found on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Findings {
-    /// The members that the log ends with, and which of them vote.
+    /// The members of the newest membership in the log that this member is part of, and which of them vote.
     pub members: BTreeMap<u64, (Node, bool)>,
+    /// Whether the log ends with a membership that this member is no part of: it was removed, or was about to be.
+    pub is_removed: bool,
     /// The member's term.
     pub term: u64,
     /// The last entry.
@@ -140,17 +143,25 @@ impl Opened {
                 .map_or(0, |id| id.index))
         };
         let covered = snapshot.as_ref().and_then(|meta| meta.last_log_id);
+        if let Some(covered) = &covered {
+            LogStore::new(wal.clone()).agree_with(covered)?;
+        }
         let mut membership = snapshot
             .as_ref()
             .map(|meta| meta.last_membership.membership().clone())
             .unwrap_or_default();
+        let has_me = |membership: &Membership<u64, Node>| membership.get_node(&disk.member_id).is_some();
+        let mut is_removed = false;
         let mut last: Option<LogId> = covered;
         for_each_entry(&wal, |entry| {
             // Entries that the snapshot covers may still be there.
             if covered.is_none_or(|covered| covered.index < entry.log_id.index) {
                 last = Some(entry.log_id);
                 if let EntryPayload::Membership(newer) = &entry.payload {
-                    membership = newer.clone();
+                    is_removed = has_me(&membership) && !has_me(newer);
+                    if !is_removed {
+                        membership = newer.clone();
+                    }
                 }
             }
         })?;
@@ -161,6 +172,7 @@ impl Opened {
                 .nodes()
                 .map(|(id, node)| (*id, (node.clone(), voters.contains(id))))
                 .collect(),
+            is_removed,
             term: state
                 .vote
                 .map(|vote| decode_vote(&vote))
@@ -192,6 +204,7 @@ fn for_each_entry(wal: &Wal, mut look: impl FnMut(&Entry)) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::raft::entry::encode_log_id;
+    use crate::raft::{SnapshotMeta, StoredMembership};
     use crate::storage::fs::SimFs;
 
     fn disk(fs: &Arc<dyn Fs>) -> Disk {
@@ -235,6 +248,65 @@ mod tests {
         let now = examine(&disk).expect("examined");
         assert_eq!(now.members.keys().collect::<Vec<_>>(), [&3]);
         assert_eq!((now.term, now.last), (8, Some((8, 3))));
+    }
+
+    #[test]
+    fn the_last_disk_of_a_member_that_was_being_removed_can_be_recovered() {
+        let fs: Arc<dyn Fs> = Arc::new(SimFs::default());
+        let disk = disk(&fs);
+        let wal = Wal::open(fs, &disk.wal_dir, WalOptions::default()).expect("opened");
+        let without = |id: u64| {
+            let nodes = (1..=3).filter(|other| *other != id);
+            let nodes: BTreeMap<u64, Node> = nodes.map(|id| (id, Node::default())).collect();
+            Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid")
+        };
+        let memberships = [three(), without(3), without(3)].into_iter().zip(0..);
+        let entries = memberships.map(|(membership, index)| {
+            let payload = EntryPayload::Membership(membership);
+            (index, Entry::new(new_log_id(4, 1, index), payload).encoded())
+        });
+        wal.append(entries.collect(), Box::new(|_| {}));
+        wal.close().expect("closed");
+        let found = take_over(&disk).expect("taken over");
+        assert!(found.is_removed && found.members.len() == 3);
+        let now = examine(&disk).expect("examined");
+        assert_eq!(now.members.keys().collect::<Vec<_>>(), [&3]);
+        assert!(!now.is_removed);
+    }
+
+    /// A kill when a snapshot was installed and the log was not yet purged leaves a log that ends before the snapshot
+    /// does, or one with other entries there.
+    #[test]
+    fn a_log_that_does_not_lead_to_its_snapshot_goes_on_from_it() {
+        let at = new_log_id(4, 1, 9);
+        let meta = SnapshotMeta {
+            last_log_id: Some(at),
+            last_membership: StoredMembership::new(Some(at), three()),
+        };
+        for log in [0..0, 0..4, 0..15] {
+            let fs: Arc<dyn Fs> = Arc::new(SimFs::default());
+            let disk = disk(&fs);
+            let wal = Wal::open(fs.clone(), &disk.wal_dir, WalOptions::default()).expect("opened");
+            let blank = |index| Entry::new(new_log_id(2, 2, index), EntryPayload::Blank).encoded();
+            let entries = log.clone().map(|index| (index, blank(index)));
+            wal.append(entries.collect(), Box::new(|_| {}));
+            wal.close().expect("closed");
+            let snapshots = SnapshotStore::open(fs, &disk.snapshot_dir).expect("opened");
+            let snapshot = snapshots
+                .prepare(meta.clone(), std::iter::empty())
+                .expect("written");
+            snapshots.installed(&snapshot.snapshot, &meta).expect("durable");
+
+            let found = take_over(&disk).expect("taken over");
+            assert_eq!((found.members.len(), found.last), (3, Some((4, 9))), "{log:?}");
+            // At the next start, as at every one.
+            let wal = Wal::open(disk.fs.clone(), &disk.wal_dir, WalOptions::default()).expect("sound");
+            LogStore::new(wal.clone()).agree_with(&at).expect("readable");
+            wal.close().expect("closed");
+            let now = examine(&disk).expect("examined");
+            assert_eq!(now.members.keys().collect::<Vec<_>>(), [&3], "{log:?}");
+            assert_eq!(now.last, Some((5, 10)), "{log:?}");
+        }
     }
 
     #[test]

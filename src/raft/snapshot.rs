@@ -172,8 +172,8 @@ impl SnapshotStore {
         }
         found.sort_by_key(|snapshot| snapshot.meta.last_log_id);
         let newest = found.pop();
-        if !found.is_empty() {
-            // The newest one's name is durable before those that it replaces go.
+        if newest.is_some() {
+            // Its name is durable before what it replaces goes: older ones, and the log before it.
             fs.sync_dir(dir)?;
         }
         for older in found {

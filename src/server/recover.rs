@@ -5,7 +5,8 @@
 //! recovery is done. A member that is stopped after the first can talk to nobody, and finishes at its next start.
 //!
 //! `serve --force-new-cluster` does so once for a directory: were the flag left in a unit file, a later start would
-//! throw out the members that have joined since. For another disaster there is `pontoon recover`.
+//! throw out the members that have joined since. For another disaster there is `pontoon recover`; so there is for a
+//! member that was removed, which no flag is to bring back by mistake.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Report {
     pub old_cluster_id: u64,
     /// The cluster that it belongs to now, if anything was done.
     pub new_cluster_id: Option<u64>,
+    /// Whether its cluster removed it, or was about to.
+    pub was_removed: bool,
     /// What is on its disk.
     pub findings: Findings,
 }
@@ -34,13 +37,14 @@ pub struct Report {
 pub fn recover(path: &Path, dry_run: bool) -> anyhow::Result<Report> {
     let data_dir = DataDir::look(path)?;
     let (member_id, old_cluster_id) = (data_dir.member_id()?, data_dir.cluster_id()?);
+    let is_marked = data_dir.is_removed();
     let (findings, new_cluster_id) = match dry_run {
         true => {
             let disk = disk(&data_dir, Arc::new(LookOnly))?;
             (examine(&disk).context("cannot read the log")?, None)
         }
         false => {
-            let findings = go_on_alone(&data_dir)?;
+            let findings = go_on_alone(&data_dir, true)?;
             (findings, Some(data_dir.cluster_id()?))
         }
     };
@@ -49,6 +53,7 @@ pub fn recover(path: &Path, dry_run: bool) -> anyhow::Result<Report> {
         member_id,
         old_cluster_id,
         new_cluster_id,
+        was_removed: is_marked || findings.is_removed,
         findings,
     })
 }
@@ -64,7 +69,7 @@ pub fn at_start(data_dir: &DataDir, forced: bool) -> anyhow::Result<()> {
         Recovery::None if !forced => {}
         Recovery::Done => {}
         Recovery::None | Recovery::Begun => {
-            let findings = go_on_alone(data_dir)?;
+            let findings = go_on_alone(data_dir, data_dir.recovery() == Recovery::Begun)?;
             tracing::warn!(
                 cluster_id = format!("{:x}", data_dir.cluster_id()?),
                 left_behind = findings.members.len().saturating_sub(1),
@@ -76,7 +81,7 @@ pub fn at_start(data_dir: &DataDir, forced: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn go_on_alone(data_dir: &DataDir) -> anyhow::Result<Findings> {
+fn go_on_alone(data_dir: &DataDir, even_removed: bool) -> anyhow::Result<Findings> {
     let disk = disk(data_dir, Arc::new(RealFs))?;
     let why = "cannot recover from this member's log";
     // Before anything is changed: a log that can't be read, or knows no cluster, is refused.
@@ -84,6 +89,10 @@ fn go_on_alone(data_dir: &DataDir) -> anyhow::Result<Findings> {
     anyhow::ensure!(
         found.members.contains_key(&disk.member_id),
         "--data-dir belongs to no cluster: there is nothing to recover"
+    );
+    anyhow::ensure!(
+        even_removed || !found.is_removed,
+        "this member was removed from its cluster, or was about to be: if it is the last one, use `pontoon recover`"
     );
     data_dir.set_recovery(random_id(), Recovery::Begun)?;
     let findings = take_over(&disk).context(why)?;

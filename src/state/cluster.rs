@@ -3,7 +3,8 @@
 //! **One source of truth.** Which members there are, and which of them are learners, is told by Raft's membership
 //! alone: whenever an entry with a membership is applied, [`set_membership`] makes the records follow it. A member
 //! that is no longer in it loses its record and leaves a mark, so that its id never comes back. Every other command
-//! only fills in a record that is there, so one that comes late, or is replayed, brings nobody back.
+//! only fills in a record that is there, so one that comes late, or is replayed, brings nobody back. A membership
+//! can: that of a member that had been removed and recovered as the only one that is left.
 //!
 //! ```text
 //! membership {1,2}     records 1 "n1", 2 "n2"
@@ -50,7 +51,10 @@ pub fn set_membership(write: &mut Write<'_>, seats: &[Seat]) {
     }
     for seat in seats {
         match record(write, seat.id) {
-            None => store(write, &new_record(seat)),
+            None => {
+                store(write, &new_record(seat));
+                write.set_record(keys::removed(seat.id), None);
+            }
             Some(record) if record.is_learner != seat.is_learner => {
                 let is_learner = seat.is_learner;
                 store(write, &MemberRecord { is_learner, ..record });
@@ -235,6 +239,10 @@ mod tests {
             story.does(|w| claim(w, &ClaimMember { id: 2, claimant: 9 })),
             Err(Error::MemberNotFound)
         );
+        // It recovers, alone.
+        story.does(|w| set_membership(w, &[seat(2, "n2")]));
+        assert_eq!(story.tells(), ["2 \"n2\" at http://p2"]);
+        assert!(story.reader.is_removed(1) && !story.reader.is_removed(2));
     }
 
     #[test]

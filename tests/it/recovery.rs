@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use pontoon::pb::etcdserverpb::MemberRemoveRequest;
+use pontoon::pb::etcdserverpb::cluster_client::ClusterClient;
+
 use crate::support::cluster::{BINARY, Cluster, PATIENCE};
 use crate::support::process::wait_for;
-use crate::support::rpc::{Request, Response, everything};
+use crate::support::rpc::{Request, Response, channel, everything};
 use crate::support::workload::get;
 
 fn recover(dir: &Path, flags: &[&str]) -> Output {
@@ -165,6 +168,38 @@ async fn force_new_cluster_acts_once() {
     assert_eq!(names(&cluster, 0).await, ["n1", "n4"]);
     assert_eq!(cluster_id(&cluster, 0).await, id);
     holds_all(&cluster, new, KEYS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_disk_of_a_removed_member_is_taken_if_it_is_the_last() {
+    let mut cluster = Cluster::start(2).await;
+    cluster.client(0).put("key 000", "x").await.expect("a put");
+    let status = wait_for(PATIENCE, "a status", || cluster.status(1)).await;
+    let id = status.header.expect("a header").member_id;
+    let mut client = ClusterClient::new(channel(&cluster.members[0].client_url));
+    client
+        .member_remove(MemberRemoveRequest { id })
+        .await
+        .expect("removed");
+    cluster.ends(1).await;
+    cluster.kill(0);
+    cluster.wipe(0);
+
+    let done = recover(&cluster.members[1].data_dir(), &[]);
+    assert!(
+        done.status.success() && text(&done).contains("was removed from its cluster"),
+        "{}",
+        text(&done)
+    );
+    cluster.restart(1).await;
+    holds_all(&cluster, 1, 1).await;
+    let url = cluster.members[1].client_url.clone();
+    cluster.set_finds(0, &["--join", &url]);
+    cluster.restart(0).await;
+    cluster.kill(1);
+    cluster.restart(1).await;
+    assert_eq!(names(&cluster, 1).await, ["n1", "n2"]);
+    holds_all(&cluster, 0, 1).await;
 }
 
 #[test]

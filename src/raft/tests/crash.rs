@@ -14,7 +14,7 @@ use crate::raft::entry::{encode_log_id, new_log_id};
 use crate::raft::log_store::LogStore;
 use crate::raft::snapshot::SnapshotStore;
 use crate::raft::state_machine::StateMachine;
-use crate::raft::{Entry, LogId, Snapshot};
+use crate::raft::{Entry, LogId, Snapshot, SnapshotMeta};
 use crate::storage::fs::{Disk, Fs, SimFs, crash_states};
 use crate::storage::wal::{Wal, WalOptions};
 
@@ -149,6 +149,29 @@ async fn entries_that_an_installed_snapshot_replaced_do_not_come_back() {
     });
     println!("{count} states");
     assert!(count > 50);
+}
+
+/// A kill just after a snapshot got its name, and a power cut after the next start.
+#[test]
+fn a_snapshot_that_was_found_stays() {
+    let fs = SimFs::default();
+    fs.record();
+    let dir = PathBuf::from("/snapshots");
+    let open = |fs: &SimFs| SnapshotStore::open(Arc::new(fs.clone()), &dir).expect("sound");
+    let at = new_log_id(1, 1, 9);
+    let meta = SnapshotMeta {
+        last_log_id: Some(at),
+        ..SnapshotMeta::default()
+    };
+    let written = open(&fs).prepare(meta, std::iter::empty()).expect("written");
+    let unnamed = dir.join(written.snapshot.name());
+    fs.rename(&unnamed, &dir.join("9.snapshot")).expect("renamed");
+    assert!(open(&fs).current().is_some());
+    fs.mark(1);
+    crash_states(&fs.recorded(), &Disk::default(), 4, |disk, found| {
+        let current = open(&SimFs::with(disk)).current();
+        assert!(found == 0 || current.is_some_and(|snapshot| self::at(&snapshot) == at));
+    });
 }
 
 #[test]

@@ -38,7 +38,8 @@ async fn follow_records(replica: &Replica) {
     let me = replica.identity().member_id();
     let mut changed = replica.members_changed();
     let mut seen: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    while !replica.reader().is_removed(me) {
+    // One that recovered after it had been removed applies both, and ends with a membership that has it.
+    while !replica.reader().is_removed(me) || replica.standing().nodes.contains_key(&me) {
         for record in replica.reader().members() {
             // Only what is new in the records is news: a member may have told since that it moved.
             if seen.get(&record.id) != Some(&record.peer_urls) {
