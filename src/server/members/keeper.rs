@@ -1,12 +1,12 @@
 //! The one task that changes the membership, on the leader: wishes one after the other, and in between what is due.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 
-use super::roll::{Listed, Place, Roll};
+use super::roll::{Listed, Place, Roll, namesake};
 use super::{ANSWER, RETRY, Rules, failed};
 use crate::error::Error;
 use crate::pb::pontoon::command::{ClaimMember, UpdateMember, command::Op};
@@ -66,8 +66,7 @@ pub(super) struct Keeper {
     replica: Replica,
     barrier: Barrier,
     rules: Rules,
-    /// For each newcomer, the round of catching up that it is in.
-    rounds: BTreeMap<u64, Round>,
+    rounds: Rounds,
 }
 
 impl Keeper {
@@ -76,7 +75,7 @@ impl Keeper {
             replica,
             barrier,
             rules,
-            rounds: BTreeMap::new(),
+            rounds: Rounds::default(),
         }
     }
 
@@ -250,8 +249,11 @@ impl Keeper {
         };
         let (role, instead_of) = match place {
             Place::Replaces(old) => {
-                self.check_dead(old, &roll).await?;
-                replacement(old, &standing)
+                let (role, instead_of) = replacement(old, &standing);
+                for gone in BTreeSet::from_iter([Some(old), instead_of].into_iter().flatten()) {
+                    self.check_dead(gone, &roll).await?;
+                }
+                (role, instead_of)
             }
             _ => {
                 let checked = self.check_add(&request.peer_urls, true).await;
@@ -272,8 +274,10 @@ impl Keeper {
             .map_err(|error| Refusal::from(error).into_text())
     }
 
-    /// Nobody is put out of the cluster by somebody who merely has its name.
+    /// Nobody is put out of the cluster by somebody who merely has its name: neither who is heard of, nor who answers
+    /// where it is to be found.
     async fn check_dead(&self, old: u64, roll: &Roll) -> Result<(), String> {
+        roll.check_silent(old)?;
         let Some(record) = roll.record(old) else {
             return Ok(());
         };
@@ -287,10 +291,7 @@ impl Keeper {
             };
             let answer = within(ANSWER, client.identify(ask)).await;
             if answer.is_ok_and(|reply| reply.member_id == old) {
-                return Err(format!(
-                    "another member named {:?} runs at {url}: choose another --name",
-                    record.name
-                ));
+                return Err(namesake(record));
             }
         }
         Ok(())
@@ -306,44 +307,16 @@ impl Keeper {
         if !standing.is_settled {
             return;
         }
-        let Some(change) = self.due(&standing) else { return };
+        let limit = self.replica.timing().election;
+        let Some(change) = self.rounds.due(&standing, Instant::now(), limit) else {
+            return;
+        };
         tracing::info!(?change, "changing the membership");
         let deadline = Instant::now() + self.rules.timeout;
         if let Err(error) = self.replica.change_membership(&change, deadline).await {
             // The next leader's task, or this one's next look, sees to it.
             tracing::debug!(?error, ?change, "not now");
         }
-    }
-
-    fn due(&mut self, standing: &Standing) -> Option<Change> {
-        if standing.is_joint {
-            return Some(Change::Settle);
-        }
-        let now = Instant::now();
-        let limit = self.replica.timing().election;
-        self.rounds.retain(|id, _| standing.nodes.contains_key(id));
-        for (id, node) in &standing.nodes {
-            if standing.voters.contains(id) || matches!(node.role, Role::Founder | Role::Learner) {
-                continue;
-            }
-            let Some(matched) = standing.matched.get(id) else {
-                continue;
-            };
-            let round = self.rounds.entry(*id).or_insert(Round {
-                began: now,
-                upto: standing.last_index,
-            });
-            if round.caught_up(*matched, standing.last_index, now, limit) {
-                self.rounds.remove(id);
-                return Some(match node.role {
-                    Role::Replacing(old) if standing.voters.contains(&old) => {
-                        Change::Replace { old, new: *id }
-                    }
-                    _ => Change::Promote(*id),
-                });
-            }
-        }
-        None
     }
 }
 
@@ -359,6 +332,48 @@ fn replacement(old: u64, standing: &Standing) -> (Role, Option<u64>) {
         .iter()
         .find(|(id, node)| node.role == Role::Replacing(old) && !standing.voters.contains(id));
     (Role::Replacing(old), earlier.map(|(id, _)| *id))
+}
+
+/// For each newcomer, the round of catching up that it is in.
+#[derive(Default)]
+struct Rounds(BTreeMap<u64, Round>);
+
+impl Rounds {
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What is to be changed now: a joint membership is settled, or a newcomer gets its vote. It has to be heard of:
+    /// what it has stays known when it is gone, and its vote would be missed.
+    fn due(&mut self, standing: &Standing, now: Instant, limit: Duration) -> Option<Change> {
+        if standing.is_joint {
+            return Some(Change::Settle);
+        }
+        self.0.retain(|id, _| standing.nodes.contains_key(id));
+        for (id, node) in &standing.nodes {
+            if standing.voters.contains(id) || matches!(node.role, Role::Founder | Role::Learner) {
+                continue;
+            }
+            let heard = standing.heard.get(id).filter(|ago| **ago < limit);
+            let (Some(matched), Some(_)) = (standing.matched.get(id), heard) else {
+                continue;
+            };
+            let round = self.0.entry(*id).or_insert(Round {
+                began: now,
+                upto: standing.last_index,
+            });
+            if round.caught_up(*matched, standing.last_index, now, limit) {
+                self.0.remove(id);
+                return Some(match node.role {
+                    Role::Replacing(old) if standing.voters.contains(&old) => {
+                        Change::Replace { old, new: *id }
+                    }
+                    _ => Change::Promote(*id),
+                });
+            }
+        }
+        None
+    }
 }
 
 /// One round of catching up.
@@ -387,6 +402,31 @@ impl Round {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newcomer_that_is_gone_gets_no_vote() {
+        let second = Duration::from_secs(1);
+        let newcomer = Node {
+            role: Role::Joining,
+            ..Node::default()
+        };
+        let mut standing = Standing {
+            nodes: BTreeMap::from([(1, Node::default()), (2, newcomer)]),
+            voters: BTreeSet::from([1]),
+            is_settled: true,
+            last_index: 100,
+            matched: BTreeMap::from([(2, 100)]),
+            ..Standing::default()
+        };
+        let mut rounds = Rounds::default();
+        let mut after = |ago: Option<Duration>| {
+            standing.heard = ago.map(|ago| (2, ago)).into_iter().collect();
+            rounds.due(&standing, Instant::now(), second)
+        };
+        assert_eq!(after(None), None);
+        assert_eq!(after(Some(5 * second)), None);
+        assert_eq!(after(Some(second / 10)), Some(Change::Promote(2)));
+    }
 
     #[test]
     fn a_newcomer_has_caught_up_when_a_round_took_less_than_an_election() {

@@ -80,8 +80,9 @@ impl Roll {
 
     pub(super) fn check_remove(&self, id: u64) -> Result<(), Error> {
         let target = self.find(id).ok_or(Error::MemberNotFound)?;
-        let votes = self.listed.iter().filter(|listed| listed.is_voter);
-        if target.is_voter && votes.count() == 1 {
+        let voting = |listed: &&Listed| listed.is_voter && listed.record.id != id;
+        let votes: Vec<&Listed> = self.listed.iter().filter(voting).collect();
+        if target.is_voter && votes.is_empty() {
             // Nobody would be left, or nobody who may decide.
             return Err(Error::NotEnoughStarted);
         }
@@ -92,6 +93,11 @@ impl Roll {
         let started = rest.iter().filter(|listed| listed.is_started()).count();
         if started < rest.len() / 2 + 1 {
             return Err(Error::NotEnoughStarted);
+        }
+        // One that is listed as a voter and has no vote yet decides nothing.
+        let awake = votes.iter().filter(|listed| listed.is_active).count();
+        if target.is_voter && awake < votes.len() / 2 + 1 {
+            return Err(Error::Unhealthy);
         }
         // One that is not heard of is no part of the majority that is there.
         let active = self.voters().filter(|listed| listed.is_active).count();
@@ -117,6 +123,14 @@ impl Roll {
             return Err(Error::NotEnoughStarted);
         }
         Ok(())
+    }
+
+    /// One that is heard of is not replaced, whether or not it is reached where it says that it is.
+    pub(super) fn check_silent(&self, id: u64) -> Result<(), String> {
+        match self.find(id) {
+            Some(listed) if listed.is_active => Err(namesake(&listed.record)),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn place(&self, request: &peer::JoinRequest) -> Result<Place, String> {
@@ -153,6 +167,15 @@ impl Roll {
             )),
         }
     }
+}
+
+/// Why somebody of the same name is not let in.
+pub(super) fn namesake(record: &MemberRecord) -> String {
+    format!(
+        "another member named {:?} runs at {}: choose another --name",
+        record.name,
+        record.peer_urls.join(",")
+    )
 }
 
 fn shares(some: &[String], others: &[String]) -> bool {
@@ -237,6 +260,7 @@ mod tests {
         const UNSTARTED: &[&str] = &["voter", "added unstarted"];
         const THREE: &[&str] = &["voter", "voter", "voter"];
         const DOWN: &[&str] = &["voter", "voter", "voter down"];
+        const LOADING: &[&str] = &["voter", "voter", "voter down", "added"];
         for (members, id, result) in [
             (ONE, 1, Err(Error::NotEnoughStarted)),
             (ONE, 9, Err(Error::MemberNotFound)),
@@ -248,6 +272,9 @@ mod tests {
             (THREE, 1, Ok(())),
             (DOWN, 1, Err(Error::Unhealthy)),
             (DOWN, 3, Ok(())),
+            (LOADING, 2, Err(Error::Unhealthy)),
+            (LOADING, 3, Ok(())),
+            (LOADING, 4, Ok(())),
         ] {
             assert_eq!(roll(members).check_remove(id), result, "{id} of {members:?}");
         }
@@ -276,6 +303,21 @@ mod tests {
         assert_eq!(roll.check_promote(3, &standing), Err(Error::LearnerNotReady));
         assert_eq!(roll.check_promote(4, &standing), Err(Error::LearnerNotReady));
         assert_eq!(roll.check_promote(9, &standing), Err(Error::MemberNotFound));
+    }
+
+    #[test]
+    fn a_member_that_is_heard_of_is_not_replaced() {
+        // The third has come for the vote of the second, whose name it has.
+        let mut roll = roll(&["voter", "voter down", "learner"]);
+        roll.listed[2].record.name = "n2".to_string();
+        assert!(
+            roll.check_silent(1)
+                .is_err_and(|why| why.contains("named \"n1\" runs"))
+        );
+        assert_eq!(roll.check_silent(2), Ok(()));
+        assert!(roll.check_silent(3).is_err());
+        roll.listed[2].is_active = false;
+        assert_eq!(roll.check_silent(3), Ok(()));
     }
 
     #[test]
