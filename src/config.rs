@@ -90,6 +90,12 @@ const SETTINGS: &[Setting] = &[
         "new; or existing: never found a cluster, only join one",
     ),
     served(
+        "founding-wait",
+        "",
+        "Before founding a cluster, how long to listen for one that lost a member here; 0: found it anyway \
+         [default: two election timeouts]",
+    ),
+    served(
         "join",
         "",
         "Become a member of a running cluster: peer or client URLs of any of its members",
@@ -383,6 +389,8 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// `--initial-cluster-state existing`.
     pub initial_cluster_existing: bool,
+    /// `--founding-wait`.
+    pub founding_wait: Duration,
     /// `--join`.
     pub join: Vec<String>,
     /// `--strict-reconfig-check`.
@@ -540,6 +548,10 @@ impl Values {
             initial_cluster: self.initial_cluster(&name, &initial_advertise_peer_urls)?,
             initial_cluster_token: self.get("initial-cluster-token").to_string(),
             initial_cluster_existing: self.is_existing()?,
+            founding_wait: match self.get("founding-wait") {
+                "" => 2 * self.duration("election-timeout")?,
+                _ => self.duration("founding-wait")?,
+            },
             join: match self.get("join") {
                 "" => Vec::new(),
                 _ => self.urls("join")?,

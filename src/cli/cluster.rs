@@ -145,6 +145,8 @@ fn start(member: &Member, members: &[Member], dir: &Path) -> anyhow::Result<Chil
             "--initial-cluster-token",
             "pontoon-cluster",
         ])
+        // All its members are started here, and none on ports that another one has.
+        .args(["--founding-wait", "0"])
         .args(["--log-format", "pretty"])
         .arg("--data-dir")
         .arg(dir.join(&member.name))

@@ -4,14 +4,21 @@
 //! forgot its votes could vote twice in one term. The cluster's id is made by the founder; the others learn it from
 //! the first request that is addressed to their own id, which only somebody who met them under the same token can
 //! know, and have it on disk before they answer.
+//!
+//! A request for somebody else is refused; but if it comes from another cluster it is remembered for a while: that
+//! cluster has a member at this address, and if this one is blank that member's disk was lost (`server/bootstrap.rs`).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tonic::Status;
 
 use crate::pb::pontoon::peer::Target;
+
+/// How long it is remembered that another cluster called. Its members call at least every few seconds.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// Makes an adopted cluster id durable.
 pub type Persist = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
@@ -22,6 +29,8 @@ pub struct Identity {
     cluster_id: AtomicU64,
     adopting: Mutex<()>,
     persist: Persist,
+    /// The other cluster that called last, and when.
+    sought: Mutex<Option<(u64, Instant)>>,
 }
 
 impl Identity {
@@ -32,6 +41,7 @@ impl Identity {
             cluster_id: AtomicU64::new(cluster_id),
             adopting: Mutex::default(),
             persist,
+            sought: Mutex::default(),
         }
     }
 
@@ -43,6 +53,28 @@ impl Identity {
     /// The cluster's id, 0 while there is none.
     pub fn cluster_id(&self) -> u64 {
         self.cluster_id.load(Ordering::Acquire)
+    }
+
+    /// The id of the cluster that this member founds, if it founds one: always the same, so it founds one at most, and
+    /// knows after a restart that it began to.
+    pub fn own_cluster(&self) -> u64 {
+        (!self.member_id).max(1)
+    }
+
+    /// A member of a cluster looks for another member at this address.
+    pub fn seek(&self, cluster_id: u64) {
+        if cluster_id != 0 && cluster_id != self.cluster_id() {
+            let mut sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+            *sought = Some((cluster_id, Instant::now()));
+        }
+    }
+
+    /// The other cluster that lately looked for a member at this address, 0 for none.
+    pub fn sought_by(&self) -> u64 {
+        let sought = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+        sought
+            .filter(|(_, at)| at.elapsed() < REMEMBERED)
+            .map_or(0, |(cluster_id, _)| cluster_id)
     }
 
     /// Joins a cluster, for good. The id is on disk when this returns. A member that belongs to another one already
@@ -74,6 +106,7 @@ impl Identity {
     pub fn check(&self, target: Option<Target>) -> Result<(), Status> {
         let target = target.ok_or_else(|| Status::invalid_argument("peer request without a target"))?;
         if target.member_id != self.member_id {
+            self.seek(target.cluster_id);
             return Err(mismatch("member", target.member_id, self.member_id));
         }
         match self.cluster_id() {
@@ -142,7 +175,11 @@ mod tests {
             }))
             .is_err()
         );
-        assert_eq!(me.cluster_id(), 0);
+        assert_eq!(
+            (me.cluster_id(), me.sought_by()),
+            (0, 5),
+            "somebody else is looked for"
+        );
         assert!(
             me.check(Some(Target {
                 cluster_id: 5,

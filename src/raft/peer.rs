@@ -105,6 +105,9 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::IdentifyReply>, Status> {
         let request = request.into_inner();
         let is_ours = request.cluster_id != 0 && request.cluster_id == self.identity.cluster_id();
+        if !is_ours {
+            self.identity.seek(request.cluster_id);
+        }
         if !is_ours && request.token != self.introduction.token {
             return Err(Status::failed_precondition("other --initial-cluster-token"));
         }
@@ -116,6 +119,7 @@ impl Peer for PeerService {
             token: self.introduction.token.clone(),
             initial_cluster: self.introduction.initial_cluster.clone(),
             restored: self.introduction.restored.clone(),
+            sought_by: self.identity.sought_by(),
         }))
     }
 

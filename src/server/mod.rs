@@ -544,6 +544,7 @@ fn meeting(config: &Config, data_dir: &DataDir) -> anyhow::Result<Meeting> {
         members: config.initial_cluster.clone(),
         peer_urls: config.initial_advertise_peer_urls.clone(),
         existing_only,
+        founding_wait: config.founding_wait,
         join: config.join.clone(),
         restored,
     })

@@ -578,6 +578,8 @@ impl<'a> Lone<'a> {
             &self.initial_cluster,
             "--initial-cluster-token",
             self.token,
+            "--founding-wait",
+            "0",
         ]);
         command
     }

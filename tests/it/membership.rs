@@ -610,6 +610,36 @@ async fn one_command_joins_and_the_same_command_starts_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_lost_its_disk_does_not_found_its_cluster_again() {
+    let mut cluster = Cluster::start_with(1, &["--founding-wait", "2s"]).await;
+    let url = cluster.members[0].client_url.clone();
+    for _ in 0..2 {
+        let new = cluster.one_more().await;
+        join(&mut cluster, new, &url);
+        cluster.restart(new).await;
+    }
+    await_list(&cluster, 1, "n1 n2 n3").await;
+    await_put(&cluster, 1, "key", "before").await;
+    // Its command names nobody else: it meets itself alone.
+    cluster.kill(0);
+    cluster.wipe(0);
+    cluster.spawn(0);
+    let log = cluster.members[0].log_file();
+    wait_for(PATIENCE, "the founder to hear of its old cluster", || async {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains("looks for a member at").then_some(())
+    })
+    .await;
+    assert!(cluster.status(0).await.is_none(), "it does not serve");
+    cluster.terminate(0).await;
+    let url = cluster.members[1].client_url.clone();
+    join(&mut cluster, 0, &url);
+    cluster.restart(0).await;
+    await_list(&cluster, 0, "n1 n2 n3").await;
+    await_local(&cluster, 0, "key", "before").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn removed_members_stop_and_say_why() {
     let mut cluster = Cluster::start(4).await;
     let all: Vec<usize> = (0..4).collect();

@@ -111,7 +111,7 @@ impl Addresses {
         ] {
             command.args([flag, url]);
         }
-        command.args(flags);
+        command.args(["--founding-wait", "0"]).args(flags);
         let log = dir.join(format!("n{at}.log"));
         Running(spawn_logged(&mut command, &log), log)
     }

@@ -159,6 +159,9 @@ impl Cluster {
         command.args(&member.finds);
         command.args(["--initial-cluster-token", &self.token]);
         command.args(&self.flags);
+        if !self.flags.iter().any(|flag| flag == "--founding-wait") {
+            command.args(["--founding-wait", "0"]);
+        }
         command
     }
 
