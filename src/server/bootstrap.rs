@@ -62,10 +62,6 @@ const JOIN: Duration = Duration::from_secs(15);
 /// What is missing is said this often.
 const COMPLAIN: Duration = Duration::from_secs(5);
 
-/// Said by a member of a cluster that it has heard nothing of yet.
-const LEADERLESS: &str = "waiting for the cluster's leader; if that cluster has never served, its founder's disk was lost \
-                          before it began: then empty the --data-dir of all its members and start them again";
-
 /// What a blank member knows from its flags.
 pub struct Meeting {
     /// Who it says it is.
@@ -201,7 +197,7 @@ pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> 
                 let met = meet(replica, meeting).await?;
                 act(replica, meeting, &met, &mut quiet).await
             }
-            false => Err(LEADERLESS.to_string()),
+            false => Err(waiting(replica).await),
         };
         if let Err(problem) = done {
             complaints.hear(&problem);
@@ -219,6 +215,21 @@ async fn is_open(replica: &Replica, meeting: &Meeting) -> bool {
             !replica.is_initialized().await || founds_again(replica, meeting)
         }
         _ => false,
+    }
+}
+
+/// What a member of a cluster, which has no vote in it yet, is waiting for.
+async fn waiting(replica: &Replica) -> String {
+    let cluster_id = replica.identity().cluster_id();
+    if replica.is_in_touch() {
+        format!("catching up with cluster {cluster_id:x}")
+    } else if replica.is_initialized().await {
+        format!("waiting for the leader of cluster {cluster_id:x}")
+    } else {
+        format!(
+            "waiting for the leader of cluster {cluster_id:x}; if that has never served, its founder's disk was lost \
+             before it began: then empty the --data-dir of all its members and start them again"
+        )
     }
 }
 
@@ -345,7 +356,10 @@ async fn rejoin(replica: &Replica, meeting: &Meeting, settled: &[&Answer]) -> Re
                     place.member_id
                 );
             }
-            Err(why) => problem = why,
+            Err(why) => {
+                let cluster_id = reply.cluster_id;
+                problem = format!("asked {url}, of cluster {cluster_id:x}, for a place: {why}");
+            }
         }
     }
     Err(problem)
@@ -660,6 +674,9 @@ mod tests {
             .expect_err("must be refused");
         assert!(refusal.contains("reached cluster 5"), "{refusal}");
         assert!(!a.is_initialized().await, "nothing has begun");
+        // Should that one be lost before it begins, b says what to do.
+        let said = waiting(&b).await;
+        assert!(said.contains("cluster 5; if that has never served"), "{said}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

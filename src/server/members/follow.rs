@@ -38,8 +38,11 @@ async fn follow_records(replica: &Replica) {
     let me = replica.identity().member_id();
     let mut changed = replica.members_changed();
     let mut seen: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    // One that recovered after it had been removed applies both, and ends with a membership that has it.
-    while !replica.reader().is_removed(me) || replica.standing().nodes.contains_key(&me) {
+    loop {
+        let is_removed = replica.reader().is_removed(me);
+        if is_removed && !replica.standing().nodes.contains_key(&me) {
+            return;
+        }
         for record in replica.reader().members() {
             // Only what is new in the records is news: a member may have told since that it moved.
             if seen.get(&record.id) != Some(&record.peer_urls) {
@@ -47,9 +50,13 @@ async fn follow_records(replica: &Replica) {
                 seen.insert(record.id, record.peer_urls);
             }
         }
-        if changed.changed().await.is_err() {
-            // The state machine is gone: this member stops.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() {
+                // The state machine is gone: this member stops.
+                return std::future::pending().await;
+            },
+            // Raft, which decides, says otherwise: it is about to, or the member recovered and its state will follow.
+            () = tokio::time::sleep(LOOK_AROUND), if is_removed => {}
         }
     }
 }
