@@ -4,14 +4,17 @@
 //! `PONTOON_NAME` before `ETCD_NAME`; the file given by `--config-file` (TOML, `name = …`); the default. A file never
 //! switches off flags or environment. Where each value came from is kept, for `--print-config` and for errors.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::tls::Files;
 use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+
+pub use self::tls::Tls;
 
 /// What a setting does in this version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +224,7 @@ const SETTINGS: &[Setting] = &[
     served(
         "cert-file",
         "",
-        "Certificate (PEM) of the client port, for https:// in --listen-client-urls",
+        "Certificate (PEM) of the client port, for https:// in --listen-client-urls and --listen-metrics-urls",
     ),
     served("key-file", "", "Its key (PEM)"),
     served(
@@ -234,7 +237,16 @@ const SETTINGS: &[Setting] = &[
         "false",
         "Clients must show a certificate; needs --trusted-ca-file",
     ),
-    served("client-crl-file", "", "Revoked certificates of clients (PEM)"),
+    served(
+        "client-crl-file",
+        "",
+        "Revoked certificates of clients (PEM, or one list in DER)",
+    ),
+    served(
+        "client-cert-allowed-hostname",
+        "",
+        "Clients must show a certificate for one of these hosts, comma-separated",
+    ),
     served(
         "auto-tls",
         "false",
@@ -256,21 +268,45 @@ const SETTINGS: &[Setting] = &[
         "false",
         "Members must show a certificate; needs --peer-trusted-ca-file",
     ),
-    served("peer-crl-file", "", "Revoked certificates of members (PEM)"),
+    served(
+        "peer-crl-file",
+        "",
+        "Revoked certificates of members (PEM, or one list in DER)",
+    ),
     served(
         "peer-cert-allowed-cn",
         "",
-        "Members must show a certificate with this common name",
+        "Members must show a certificate with one of these common names, comma-separated",
     ),
     served(
         "peer-cert-allowed-hostname",
         "",
-        "Members must show a certificate for this host",
+        "Members must show a certificate for one of these hosts, comma-separated",
+    ),
+    served(
+        "peer-skip-client-san-verification",
+        "false",
+        "Take a member's certificate from any address, not only from those that it is for",
     ),
     served(
         "peer-auto-tls",
         "false",
         "As --auto-tls, between members: encrypted, but anybody may be at the other end",
+    ),
+    served(
+        "cipher-suites",
+        "",
+        "Cipher suites of TLS 1.2, by their IANA names, comma-separated [default: all that are safe]",
+    ),
+    served(
+        "tls-min-version",
+        "TLS1.2",
+        "Oldest version of TLS: TLS1.2 or TLS1.3",
+    ),
+    served(
+        "tls-max-version",
+        "",
+        "Newest version of TLS: TLS1.2 or TLS1.3 [default: the newest]",
     ),
     served(
         "log-level",
@@ -312,6 +348,7 @@ pub enum Retention {
 const ONCE_EXPERIMENTAL: &[&str] = &[
     "corrupt-check-time",
     "initial-corrupt-check",
+    "peer-skip-client-san-verification",
     "watch-progress-notify-interval",
 ];
 
@@ -435,18 +472,6 @@ pub struct Config {
     pub client_tls: Tls,
     /// TLS between members.
     pub peer_tls: Tls,
-}
-
-/// How one port is encrypted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Tls {
-    /// Not at all.
-    #[default]
-    Off,
-    /// With these certificates.
-    On(Files),
-    /// With a certificate that the member makes itself.
-    Auto,
 }
 
 /// The arguments of `pontoon serve`, added to a command.
@@ -585,8 +610,8 @@ impl Values {
                 cors: self.list("cors"),
                 hosts: self.list("host-whitelist"),
             },
-            client_tls: self.tls("", "client-crl-file", &listen_client_urls)?,
-            peer_tls: self.tls("peer-", "peer-crl-file", &listen_peer_urls)?,
+            client_tls: self.tls(&tls::CLIENTS)?,
+            peer_tls: self.tls(&tls::PEERS)?,
             name,
             listen_client_urls,
             listen_peer_urls,
@@ -626,47 +651,6 @@ impl Values {
         match self.get("data-dir") {
             "" => PathBuf::from(format!("{name}.pontoon")),
             dir => PathBuf::from(dir),
-        }
-    }
-
-    /// The URLs decide whether a port is encrypted; what is missing for it, or can't be meant, is an error.
-    fn tls(&self, prefix: &str, crl: &str, urls: &[String]) -> anyhow::Result<Tls> {
-        let name = |name: &str| format!("{prefix}{name}");
-        let path = |name: String| PathBuf::from(self.get(&name));
-        let files = Files {
-            cert: path(name("cert-file")),
-            key: path(name("key-file")),
-            ca: path(name("trusted-ca-file")),
-            crl: path(crl.to_string()),
-            allowed_cn: self.get(&name("cert-allowed-cn")).to_string(),
-            allowed_host: self.get(&name("cert-allowed-hostname")).to_string(),
-        };
-        let is_set = |path: &PathBuf| !path.as_os_str().is_empty();
-        let encrypted = urls.iter().any(|url| url.starts_with("https://"));
-        let auto = self.boolean(&name("auto-tls"))?;
-        let must_show = name("client-cert-auth");
-        if self.boolean(&must_show)? && !is_set(&files.ca) {
-            bail!("--{must_show}: needs --{}", name("trusted-ca-file"));
-        }
-        if !encrypted {
-            let given = is_set(&files.cert) || is_set(&files.ca) || auto;
-            if given {
-                bail!(
-                    "--{}: certificates are given, but no URL that is listened on begins with https://",
-                    name("cert-file")
-                );
-            }
-            return Ok(Tls::Off);
-        }
-        match (is_set(&files.cert), is_set(&files.key), auto) {
-            (true, true, _) => Ok(Tls::On(files)),
-            (false, false, true) => Ok(Tls::Auto),
-            _ => bail!(
-                "an https:// URL needs --{} and --{}, or --{}",
-                name("cert-file"),
-                name("key-file"),
-                name("auto-tls")
-            ),
         }
     }
 
@@ -939,7 +923,7 @@ fn suggestion(key: &str) -> String {
 mod tests {
     use super::*;
 
-    fn gather(arguments_given: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Values> {
+    pub fn gather(arguments_given: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Values> {
         let command = arguments(Command::new("serve"));
         let matches = command.try_get_matches_from([&["serve"], arguments_given].concat())?;
         let get = |name: &str| {
@@ -951,7 +935,7 @@ mod tests {
         Values::gather(&matches, &get)
     }
 
-    fn refusal(arguments_given: &[&str]) -> String {
+    pub fn refusal(arguments_given: &[&str]) -> String {
         let result = gather(arguments_given, &[]).and_then(|values| values.config());
         format!("{:#}", result.expect_err("must be refused"))
     }

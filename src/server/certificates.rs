@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::config::{Config, Tls};
-use crate::tls::{ClientTls, Files, ServerTls, self_signed};
+use crate::tls::files::self_signed;
+use crate::tls::{ClientTls, Options, ServerTls};
 
 /// The sides of TLS that a member takes; those that are off are absent.
 pub struct Certificates {
@@ -21,40 +22,46 @@ pub struct Certificates {
 impl Certificates {
     /// Reads the files, or makes what `--auto-tls` and `--peer-auto-tls` want below the data directory.
     pub fn open(config: &Config, data_dir: &Path) -> anyhow::Result<Self> {
-        let clients = files(
+        let clients = options(
             &config.client_tls,
             &config.advertise_client_urls,
             &data_dir.join("tls/client"),
         )?;
-        let peers = files(
+        let peers = options(
             &config.peer_tls,
             &config.initial_advertise_peer_urls,
             &data_dir.join("tls/peer"),
         )?;
-        let server = |files: &Option<Files>, flag: &str| {
-            let tls = files.clone().map(ServerTls::new).transpose();
-            tls.with_context(|| flag.to_string())
-        };
         let to_peers = match (&config.peer_tls, peers.clone()) {
-            (Tls::Auto, Some(files)) => Some(ClientTls::trusting_anybody(files)?),
-            (_, files) => files
+            (Tls::Auto(_), Some(options)) => Some(ClientTls::trusting_anybody(options)?),
+            (_, options) => options
                 .map(ClientTls::new)
                 .transpose()
                 .context("--peer-cert-file")?,
         };
         Ok(Certificates {
-            clients: server(&clients, "--cert-file")?.map(Arc::new),
-            peers: server(&peers, "--peer-cert-file")?.map(Arc::new),
+            clients: server(clients, "--cert-file")?,
+            peers: server(peers, "--peer-cert-file")?,
             to_peers: to_peers.map(Arc::new),
         })
     }
 }
 
-fn files(tls: &Tls, urls: &[String], dir: &Path) -> anyhow::Result<Option<Files>> {
+/// The side that is connected to, if it has a certificate: who only connects to `https://` needs none.
+fn server(options: Option<Options>, flag: &str) -> anyhow::Result<Option<Arc<ServerTls>>> {
+    let options = options.filter(|options| !options.files.cert.as_os_str().is_empty());
+    let tls = options.map(ServerTls::new).transpose();
+    Ok(tls.with_context(|| flag.to_string())?.map(Arc::new))
+}
+
+fn options(tls: &Tls, urls: &[String], dir: &Path) -> anyhow::Result<Option<Options>> {
     match tls {
         Tls::Off => Ok(None),
-        Tls::On(files) => Ok(Some(files.clone())),
-        Tls::Auto => self_signed(dir, urls.iter().map(|url| host(url)).collect()).map(Some),
+        Tls::On(options) => Ok(Some(options.clone())),
+        Tls::Auto(protocol) => Ok(Some(Options {
+            protocol: protocol.clone(),
+            ..self_signed(dir, urls.iter().map(|url| host(url)).collect())?.into()
+        })),
     }
 }
 

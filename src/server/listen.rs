@@ -8,8 +8,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body;
@@ -17,12 +17,13 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::either::Either;
 
 use super::Tasks;
+use super::bind::Socket;
 use crate::tls::{CommonName, ServerStream, ServerTls};
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
@@ -75,28 +76,16 @@ impl<S: Service<http::Request<Incoming>>> Service<http::Request<Incoming>> for N
     }
 }
 
-/// Serves on all listeners, encrypted if there is `tls`, until `stopping`; each task then ends when its last request
-/// did.
-pub fn serve<B>(
-    listeners: Vec<TcpListener>,
-    tls: Option<Arc<ServerTls>>,
-    service: impl Answers<B>,
-    stopping: &watch::Receiver<bool>,
-) -> Tasks
+/// Serves on all sockets until `stopping`; each task then ends when its last request did.
+pub fn serve<B>(sockets: Vec<Socket>, service: impl Answers<B>, stopping: &watch::Receiver<bool>) -> Tasks
 where
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let builder = builder();
-    listeners
+    sockets
         .into_iter()
-        .map(|listener| {
-            let accepting = accept(
-                listener,
-                tls.clone(),
-                builder.clone(),
-                service.clone(),
-                stopping.clone(),
-            );
+        .map(|socket| {
+            let accepting = accept(socket, builder.clone(), service.clone(), stopping.clone());
             tokio::spawn(accepting)
         })
         .collect()
@@ -122,8 +111,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 async fn accept<B>(
-    listener: TcpListener,
-    tls: Option<Arc<ServerTls>>,
+    Socket { listener, tls }: Socket,
     builder: auto::Builder<TokioExecutor>,
     service: impl Answers<B>,
     mut stopping: watch::Receiver<bool>,
@@ -176,6 +164,10 @@ async fn converse<B>(
     };
     let (stream, name) = match opened {
         Ok(Ok(opened)) => opened,
+        // An authority vouches for whoever gets so far, so strangers can't fill the log.
+        Ok(Err(error)) if error.kind() == ErrorKind::PermissionDenied => {
+            return tracing::warn!(%error, "a connection was refused");
+        }
         Ok(Err(error)) => return tracing::debug!(%error, "a connection was not opened"),
         Err(_) => return,
     };

@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod backup;
+mod bind;
 pub mod bootstrap;
 pub mod certificates;
 mod compactor;
@@ -23,19 +24,18 @@ pub mod space;
 pub mod watches;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
+use self::bind::{Bound, Socket, bind};
 use self::bootstrap::Meeting;
 use self::certificates::Certificates;
 use self::data_dir::DataDir;
@@ -64,7 +64,7 @@ use crate::raft::state_machine::LeaseSink;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
 use crate::storage::fs::Fs;
-use crate::tls::{ClientTls, ServerTls};
+use crate::tls::ClientTls;
 
 /// How long requests under way may take once the member is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -301,11 +301,8 @@ impl Ending {
 
 /// Runs a member until it is told to stop (then all is well) or has to (then the error says why).
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut listeners = Listeners {
-        clients: bind(&config.listen_client_urls, "--listen-client-urls").await?,
-        tls: None,
-        metrics: bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?,
-    };
+    let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
+    let metrics_only = bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?;
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
     let data_dir = DataDir::open(&config.data_dir, &config.name)?;
     let removed = Removed {
@@ -318,7 +315,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     recover::at_start(&data_dir, config.force_new_cluster)?;
     let certificates = Certificates::open(&config, &config.data_dir)?;
-    listeners.tls = certificates.clients;
+    let listeners = Listeners {
+        clients: Bound::encrypt(clients, certificates.clients.as_ref())?,
+        metrics: Bound::encrypt(metrics_only, certificates.clients.as_ref())?,
+    };
+    let peers = Bound::encrypt(peers, certificates.peers.as_ref())?;
     let to_peers = certificates.to_peers;
     let mut signals = Signals::new()?;
     let meeting = meeting(&config, &data_dir)?;
@@ -374,12 +375,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let peer_routes = tonic::service::Routes::new(peer_service)
         .prepare()
         .into_axum_router();
-    let peer_tasks = listen::serve(
-        peers,
-        certificates.peers.clone(),
-        TowerToHyperService::new(peer_routes),
-        &stopping,
-    );
+    let peer_tasks = listen::serve(peers, TowerToHyperService::new(peer_routes), &stopping);
 
     let ending = Ending {
         signals,
@@ -431,10 +427,8 @@ fn follow(replica: Replica, meeting: &Meeting) -> watch::Receiver<bool> {
 
 /// What clients, and those who look after the member, connect to.
 struct Listeners {
-    clients: Vec<TcpListener>,
-    /// Of the client port.
-    tls: Option<Arc<ServerTls>>,
-    metrics: Vec<TcpListener>,
+    clients: Vec<Socket>,
+    metrics: Vec<Socket>,
 }
 
 /// From belonging to a cluster to having left it.
@@ -487,14 +481,14 @@ async fn serve_clients(
     let addresses: Vec<String> = listeners
         .clients
         .iter()
-        .filter_map(|l| l.local_addr().ok())
+        .filter_map(|socket| socket.listener.local_addr().ok())
         .map(|a| a.to_string())
         .collect();
     let (stop, stopping) = watch::channel(false);
     let port = Port::for_clients(&server, config.http.clone())?;
-    let mut tasks = listen::serve(listeners.clients, listeners.tls, port, &stopping);
+    let mut tasks = listen::serve(listeners.clients, port, &stopping);
     let port = Port::for_metrics(&server, config.http.clone());
-    tasks.extend(listen::serve(listeners.metrics, None, port, &stopping));
+    tasks.extend(listen::serve(listeners.metrics, port, &stopping));
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     let end = ending.comes().await;
     if end == End::Removed {
@@ -699,41 +693,6 @@ async fn publish(server: Server, own: SetMember) {
             tokio::time::sleep(PUBLISH_RETRY).await;
         }
     }
-}
-
-/// Listens on every address that the URLs name.
-async fn bind(urls: &[String], flag: &str) -> anyhow::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for url in urls {
-        let address = url
-            .split_once("://")
-            .map_or(url.as_str(), |(_, address)| address)
-            .trim_end_matches('/');
-        let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
-            .await
-            .with_context(|| format!("{flag}: {url}: cannot resolve {address}"))?
-            .collect();
-        // A name such as localhost may stand for an IPv6 address that this machine does not have.
-        let mut problem = None;
-        let mut bound = false;
-        for address in resolved {
-            match TcpListener::bind(address).await {
-                Ok(listener) => {
-                    listeners.push(listener);
-                    bound = true;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                    bail!("{flag}: {address} is in use by another process: stop it, or choose another port")
-                }
-                Err(error) => problem = Some(error),
-            }
-        }
-        if !bound {
-            let problem = problem.map_or("it resolves to no address".to_string(), |error| error.to_string());
-            bail!("{flag}: cannot listen on {url}: {problem}");
-        }
-    }
-    Ok(listeners)
 }
 
 type Tasks = Vec<tokio::task::JoinHandle<()>>;

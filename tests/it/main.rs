@@ -28,6 +28,8 @@ mod readme;
 mod recovery;
 mod served;
 mod tls;
+mod tls_admission;
+mod tls_per_url;
 mod watch;
 mod watch_differential;
 mod watch_faults;

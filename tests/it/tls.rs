@@ -1,142 +1,15 @@
 //! Encrypted: three members that trust one authority, clients with and without its certificates.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::Arc;
-use std::time::Duration;
-
 use pontoon::pb::etcdserverpb::auth_client::AuthClient;
-use pontoon::pb::etcdserverpb::kv_client::KvClient;
 use pontoon::pb::etcdserverpb::*;
 use pontoon::tls::{self, ClientTls, Files};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
 
-use crate::support::cluster::{BINARY, PATIENCE, machine};
-use crate::support::process::{free_port, kill_and_reap, spawn_logged, tail, wait_for};
-
-/// An authority that signs certificates for 127.0.0.1.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    dir: PathBuf,
-}
-
-impl Authority {
-    fn new(dir: &Path, name: &str) -> Authority {
-        let dir = dir.join(name);
-        std::fs::create_dir(&dir).expect("a directory");
-        let mut params = CertificateParams::new(vec![]).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let cert = params.self_signed(&key).expect("a certificate");
-        std::fs::write(dir.join("ca.pem"), cert.pem()).expect("written");
-        Authority {
-            issuer: Issuer::new(params, key),
-            dir,
-        }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.dir.join("ca.pem")
-    }
-
-    /// Signs, or signs anew, a certificate with this common name.
-    fn sign(&self, name: &str) -> Files {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_string()]).expect("parameters");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let files = Files {
-            cert: self.dir.join(format!("{name}.pem")),
-            key: self.dir.join(format!("{name}.key")),
-            ca: self.ca(),
-            ..Files::default()
-        };
-        std::fs::write(&files.key, key.serialize_pem()).expect("written");
-        std::fs::write(&files.cert, cert.pem()).expect("written");
-        files
-    }
-}
-
-/// A process that ends with the test.
-struct Running(Child, PathBuf);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        kill_and_reap(&mut self.0);
-        if std::thread::panicking() {
-            eprintln!("--- {}:\n{}", self.1.display(), tail(&self.1));
-        }
-    }
-}
-
-struct Addresses {
-    clients: Vec<String>,
-    peers: Vec<String>,
-}
-
-impl Addresses {
-    fn choose(count: usize) -> Addresses {
-        let urls = || {
-            (0..count)
-                .map(|_| format!("https://127.0.0.1:{}", free_port()))
-                .collect()
-        };
-        Addresses {
-            clients: urls(),
-            peers: urls(),
-        }
-    }
-
-    fn start(&self, at: usize, dir: &Path, flags: &[&str]) -> Running {
-        let all: Vec<String> = self
-            .peers
-            .iter()
-            .enumerate()
-            .map(|(at, url)| format!("n{at}={url}"))
-            .collect();
-        let mut command = Command::new(BINARY);
-        command
-            .args(["serve", "--name", &format!("n{at}"), "--data-dir"])
-            .arg(dir.join(format!("n{at}")));
-        for (flag, url) in [
-            ("--listen-client-urls", &self.clients[at]),
-            ("--advertise-client-urls", &self.clients[at]),
-            ("--listen-peer-urls", &self.peers[at]),
-            ("--initial-advertise-peer-urls", &self.peers[at]),
-            ("--initial-cluster", &all.join(",")),
-        ] {
-            command.args([flag, url]);
-        }
-        command.args(["--founding-wait", "0"]).args(flags);
-        let log = dir.join(format!("n{at}.log"));
-        Running(spawn_logged(&mut command, &log), log)
-    }
-}
-
-fn connect(url: &str, tls: ClientTls) -> Channel {
-    let endpoint = Endpoint::from_shared(url.to_string()).expect("a URL");
-    tls::channel(
-        &endpoint.connect_timeout(Duration::from_secs(2)),
-        Some(Arc::new(tls)),
-    )
-}
-
-async fn put(channel: &Channel) -> Result<(), Status> {
-    let request = PutRequest {
-        key: "key".into(),
-        value: "value".into(),
-        ..PutRequest::default()
-    };
-    KvClient::new(channel.clone()).put(request).await.map(drop)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path of ours is text")
-}
+use crate::support::cluster::{PATIENCE, machine};
+use crate::support::process::wait_for;
+use crate::support::tls::{Addresses, Authority, Running, channel, connect, put, refusal, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_and_clients_show_certificates_of_one_authority() {
@@ -162,10 +35,7 @@ async fn members_and_clients_show_certificates_of_one_authority() {
     let addresses = Addresses::choose(3);
     let _running: Vec<Running> = (0..3).map(|at| addresses.start(at, dir.path(), &flags)).collect();
 
-    let root = connect(
-        &addresses.clients[1],
-        ClientTls::new(ours.sign("root")).expect("usable"),
-    );
+    let root = connect(&addresses.clients[1], ours.sign("root"));
     wait_for(PATIENCE, "a put through TLS", || async { put(&root).await.ok() }).await;
 
     // Without a certificate, with one of another authority, and in the clear: nobody gets in.
@@ -178,17 +48,14 @@ async fn members_and_clients_show_certificates_of_one_authority() {
         ..theirs.sign("root")
     };
     for files in [only_the_ca, stranger] {
-        let channel = connect(&addresses.clients[1], ClientTls::new(files).expect("usable"));
+        let channel = connect(&addresses.clients[1], files);
         assert!(put(&channel).await.is_err(), "it must be refused");
     }
     let plain = addresses.clients[1].replace("https", "http");
     let endpoint = Endpoint::from_shared(plain).expect("a URL");
     assert!(put(&tls::channel(&endpoint, None)).await.is_err());
     // A server that shows a certificate of an authority that we don't trust is not talked to.
-    let distrustful = connect(
-        &addresses.clients[1],
-        ClientTls::new(theirs.sign("root")).expect("usable"),
-    );
+    let distrustful = connect(&addresses.clients[1], theirs.sign("root"));
     assert!(put(&distrustful).await.is_err());
 
     common_names_are_users(&addresses, &ours, &root).await;
@@ -212,7 +79,7 @@ async fn common_names_are_users(addresses: &Addresses, ours: &Authority, root: &
     auth.auth_enable(AuthEnableRequest {}).await.expect("enabled");
     put(root).await.expect("root by its certificate");
     let other = ours.sign("somebody");
-    let other = connect(&addresses.clients[2], ClientTls::new(other).expect("usable"));
+    let other = connect(&addresses.clients[2], other);
     assert_eq!(
         put(&other).await.expect_err("refused").code(),
         Code::PermissionDenied
@@ -229,7 +96,7 @@ async fn a_renewed_certificate_is_used_at_once(addresses: &Addresses, ours: &Aut
         ca: theirs.ca(),
         ..ours.sign("late")
     };
-    let channel = connect(&addresses.clients[0], ClientTls::new(files).expect("usable"));
+    let channel = connect(&addresses.clients[0], files);
     wait_for(PATIENCE, "the renewed certificate", || async {
         put(&channel).await.ok()
     })
@@ -245,9 +112,9 @@ async fn certificates_that_members_make_themselves_encrypt() {
     let _running: Vec<Running> = (0..3).map(|at| addresses.start(at, dir.path(), &flags)).collect();
     let anybody = || ClientTls::trusting_anybody(Files::default()).expect("usable");
     for url in &addresses.clients {
-        let channel = connect(url, anybody());
+        let member = channel(url, anybody());
         wait_for(PATIENCE, "a put through TLS", || async {
-            put(&channel).await.ok()
+            put(&member).await.ok()
         })
         .await;
     }
@@ -275,14 +142,7 @@ async fn what_is_missing_for_tls_is_named() {
             "--client-cert-auth: needs --trusted-ca-file",
         ),
     ] {
-        let mut member = addresses.start(0, dir.path(), &flags);
-        let status = wait_for(PATIENCE, "the member to refuse", || {
-            let ended = member.0.try_wait().expect("a child can be waited for");
-            async move { ended }
-        })
-        .await;
-        assert_eq!(status.code(), Some(1));
-        let log = tail(&member.1);
+        let log = refusal(addresses.start(0, dir.path(), &flags)).await;
         assert!(log.contains(said), "{said:?} is not in {log}");
     }
 }

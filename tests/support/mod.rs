@@ -14,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod rpc;
 pub mod ties;
+pub mod tls;
 pub mod watcher;
 pub mod workload;
 
