@@ -240,6 +240,35 @@ mod tests {
     }
 
     #[test]
+    fn environment_and_file_set_it_as_flags_do() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "cipher-suites = [\"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\"]\ntls-max-version = \"TLS1.2\"\n\
+                    listen-peer-urls = \"https://a:2\"\npeer-cert-file = \"p.pem\"\npeer-key-file = \"p.key\"\n";
+        std::fs::write(file.path(), text).expect("written");
+        let file = file.path().to_string_lossy().into_owned();
+        let environment = [
+            ("ETCD_EXPERIMENTAL_PEER_SKIP_CLIENT_SAN_VERIFICATION", "true"),
+            ("ETCD_PEER_TRUSTED_CA_FILE", "ca.pem"),
+            ("ETCD_PEER_CRL_FILE", "a.crl"),
+            (
+                "PONTOON_CIPHER_SUITES",
+                "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            ),
+        ];
+        let values = gather(&["--config-file", &file], &environment);
+        let config = values.and_then(|values| values.config()).expect("valid");
+        let peers = options(config.peer_tls);
+        let suites = [
+            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        ];
+        let protocol = Protocol::new("TLS1.2", "TLS1.2", &suites.map(String::from)).expect("valid");
+        assert_eq!(peers.protocol, protocol);
+        assert!(!peers.admission.from_its_address);
+        assert_eq!(peers.files.crl, PathBuf::from("a.crl"));
+    }
+
+    #[test]
     fn what_would_keep_nobody_out_is_refused() {
         let https = [
             "--listen-client-urls",

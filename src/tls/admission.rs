@@ -24,16 +24,18 @@ pub struct Admission {
 
 impl Admission {
     /// Refuses a certificate without the right name. None shown has no name at all.
-    pub(super) fn check_name(&self, shown: Option<&CertificateDer<'_>>) -> io::Result<()> {
+    pub(super) fn check_name(
+        &self,
+        shown: Option<&CertificateDer<'_>>,
+        remote: SocketAddr,
+    ) -> io::Result<()> {
         let is_called = |name: &String| shown.and_then(common_name).as_ref() == Some(name);
         if !self.common_names.is_empty() && !self.common_names.iter().any(is_called) {
-            return Err(refused(
-                "its certificate has another common name than those allowed",
-            ));
+            return Err(refused(remote, "has another common name than those allowed"));
         }
         let is_its_host = |host: &String| shown.is_some_and(|shown| is_for(shown, host));
         if !self.hosts.is_empty() && !self.hosts.iter().any(is_its_host) {
-            return Err(refused("its certificate is for another host than those allowed"));
+            return Err(refused(remote, "is for another host than those allowed"));
         }
         Ok(())
     }
@@ -47,18 +49,19 @@ impl Admission {
         let Some(shown) = shown.filter(|_| self.from_its_address) else {
             return Ok(());
         };
-        let names = Names::of(shown).ok_or_else(|| refused("its certificate can't be read"))?;
+        let names = Names::of(shown).ok_or_else(|| refused(remote, "can't be read"))?;
         // An IPv4 client of a listener that takes both kinds.
-        let remote = remote.ip().to_canonical();
-        if names.are_none() || names.addresses.contains(&remote) || names.resolve_to(remote).await {
+        let address = remote.ip().to_canonical();
+        if names.are_none() || names.addresses.contains(&address) || names.resolve_to(address).await {
             return Ok(());
         }
-        Err(refused(&format!("its certificate is not for {remote}")))
+        Err(refused(remote, "is not for this address"))
     }
 }
 
-fn refused(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
+fn refused(remote: SocketAddr, why: &str) -> io::Error {
+    let said = format!("the certificate that {remote} shows {why}");
+    io::Error::new(io::ErrorKind::PermissionDenied, said)
 }
 
 /// Whose a certificate says that it is.
@@ -155,6 +158,10 @@ mod tests {
         params.self_signed(&key).expect("a certificate").der().clone()
     }
 
+    fn remote() -> SocketAddr {
+        ([10, 0, 0, 1], 2380).into()
+    }
+
     fn strings(names: &[&str]) -> Vec<String> {
         names.iter().map(ToString::to_string).collect()
     }
@@ -165,10 +172,14 @@ mod tests {
             common_names: strings(&["a", "b"]),
             ..Admission::default()
         };
-        assert!(rules.check_name(Some(&certificate("b", &[]))).is_ok());
-        assert!(rules.check_name(Some(&certificate("c", &["a", "b"]))).is_err());
-        assert!(rules.check_name(None).is_err());
-        assert!(Admission::default().check_name(None).is_ok());
+        assert!(rules.check_name(Some(&certificate("b", &[])), remote()).is_ok());
+        assert!(
+            rules
+                .check_name(Some(&certificate("c", &["a", "b"])), remote())
+                .is_err()
+        );
+        assert!(rules.check_name(None, remote()).is_err());
+        assert!(Admission::default().check_name(None, remote()).is_ok());
     }
 
     #[test]
@@ -184,15 +195,15 @@ mod tests {
             &["x", "10.0.0.1"],
         ] {
             assert!(
-                rules.check_name(Some(&certificate("a", names))).is_ok(),
+                rules.check_name(Some(&certificate("a", names)), remote()).is_ok(),
                 "{names:?}"
             );
         }
         for names in [&["n2.example.com"][..], &["10.0.0.2"], &[]] {
             let shown = certificate("n1.example.com", names);
-            assert!(rules.check_name(Some(&shown)).is_err(), "{names:?}");
+            assert!(rules.check_name(Some(&shown), remote()).is_err(), "{names:?}");
         }
-        assert!(rules.check_name(None).is_err());
+        assert!(rules.check_name(None, remote()).is_err());
     }
 
     #[tokio::test]
@@ -221,8 +232,7 @@ mod tests {
             let anywhere = Admission::default().check_address(Some(&shown), remote).await;
             assert!(anywhere.is_ok());
         }
-        let remote = "10.0.0.1:1".parse().expect("an address");
-        assert!(rules.check_address(None, remote).await.is_ok());
+        assert!(rules.check_address(None, remote()).await.is_ok());
     }
 
     #[tokio::test]
@@ -234,8 +244,7 @@ mod tests {
         let mut params = CertificateParams::default();
         let mail = "a@example.com".try_into().expect("ASCII");
         params.subject_alt_names.push(SanType::Rfc822Name(mail));
-        let remote = "10.0.0.1:1".parse().expect("an address");
-        assert!(rules.check_address(Some(&signed(params)), remote).await.is_ok());
+        assert!(rules.check_address(Some(&signed(params)), remote()).await.is_ok());
     }
 
     #[test]

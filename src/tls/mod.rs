@@ -80,7 +80,7 @@ impl ServerTls {
         let remote = stream.peer_addr()?;
         let stream = TlsAcceptor::from(self.config.get()).accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        self.admission.check_name(shown)?;
+        self.admission.check_name(shown, remote)?;
         self.admission.check_address(shown, remote).await?;
         let name = shown.and_then(common_name).map(CommonName);
         Ok((Either::Right(stream), name))
@@ -147,11 +147,12 @@ impl ClientTls {
     async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
         let name = host.trim_start_matches('[').trim_end_matches(']').to_string();
         let name = ServerName::try_from(name).map_err(io::Error::other)?;
+        let remote = stream.peer_addr()?;
         let stream = TlsConnector::from(self.config.get())
             .connect(name, stream)
             .await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        self.admission.check_name(shown)?;
+        self.admission.check_name(shown, remote)?;
         Ok(stream)
     }
 }
