@@ -54,13 +54,9 @@ impl Auth {
         permitted.map(|()| auth).map_err(status)
     }
 
-    /// The log carries the hash; nothing, for a user without a password.
-    async fn hashed(&self, password: String, hashed: String, none: bool) -> Result<String, Status> {
-        match (none, hashed.is_empty()) {
-            (true, _) => Ok(String::new()),
-            (false, false) => Ok(hashed),
-            (false, true) => self.server.gate().hash(password).await.map_err(status),
-        }
+    /// What the log carries instead of a password. A hash that a client sends along is ignored, as by etcd.
+    async fn hashed(&self, password: String) -> Result<String, Status> {
+        self.server.gate().hash(password).await.map_err(status)
     }
 }
 
@@ -121,9 +117,12 @@ impl Service for Auth {
         // Before a password is hashed, which takes long, for somebody who may not set it.
         self.server.permit_root(&credentials).await.map_err(status)?;
         let mut user = request.into_inner();
-        let none = user.options.as_ref().is_some_and(|options| options.no_password);
+        let has_none = user.options.as_ref().is_some_and(|options| options.no_password);
         let password = std::mem::take(&mut user.password);
-        user.hashed_password = self.hashed(password, user.hashed_password, none).await?;
+        user.hashed_password = match has_none {
+            true => String::new(),
+            false => self.hashed(password).await?,
+        };
         let header = self.change(&credentials, Change::UserAdd(user)).await?;
         Ok(Response::new(AuthUserAddResponse { header }))
     }
@@ -171,7 +170,7 @@ impl Service for Auth {
         self.server.permit_root(&credentials).await.map_err(status)?;
         let mut user = request.into_inner();
         let password = std::mem::take(&mut user.password);
-        user.hashed_password = self.hashed(password, user.hashed_password, false).await?;
+        user.hashed_password = self.hashed(password).await?;
         let header = self
             .change(&credentials, Change::UserChangePassword(user))
             .await?;

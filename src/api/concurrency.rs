@@ -51,6 +51,7 @@ use crate::pb::v3lockpb::lock_server::Lock as LockService;
 use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use crate::server::Server;
 use crate::server::watches::Responses;
+use crate::tls::CommonName;
 
 /// Seconds of the lease that a caller without one gets.
 const SESSION_TTL: i64 = 60;
@@ -223,9 +224,12 @@ fn not_leader() -> Status {
 /// etcd's recipes run in a client of itself and forget the codes of refusals.
 fn refused(status: Status) -> Status {
     match status.code() {
-        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::OutOfRange => {
-            Status::unknown(status.message())
-        }
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::PermissionDenied
+        | Code::Unauthenticated => Status::unknown(status.message()),
         _ => status,
     }
 }
@@ -249,6 +253,7 @@ impl Recipes {
             server: self.server.clone(),
             kv: self.kv.clone(),
             metadata: request.metadata().clone(),
+            common_name: request.extensions().get().cloned(),
         }
     }
 }
@@ -260,6 +265,8 @@ struct Caller {
     kv: Arc<Kv>,
     /// Of the request: it says who asks.
     metadata: MetadataMap,
+    /// Of the connection's certificate: it says so too.
+    common_name: Option<CommonName>,
 }
 
 /// A key in a queue. It is deleted when this is dropped, unless it is kept: who stops waiting must not stand in the
@@ -309,6 +316,9 @@ impl Caller {
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
+        if let Some(name) = &self.common_name {
+            request.extensions_mut().insert(name.clone());
+        }
         request
     }
 

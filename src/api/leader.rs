@@ -5,14 +5,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use http_body::Frame;
-use tonic::Status;
+use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::status;
+use super::until::until;
 use crate::error::Error;
 use crate::server::leader::Leadership;
 
@@ -73,49 +71,12 @@ where
             let refusal = status(Error::NoLeader).into_http();
             return Box::pin(std::future::ready(Ok(refusal)));
         }
-        let lost = Box::pin(self.leadership.lost());
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let bound = |body| BoundBody {
-                body: Some(body),
-                lost,
-            };
-            Ok(answer.await?.map(|body| Body::new(bound(body))))
-        })
-    }
-}
-
-/// An answer that ends when the leader is lost.
-struct BoundBody {
-    /// Gone at the end.
-    body: Option<Body>,
-    lost: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl http_body::Body for BoundBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
+        let lost = self.leadership.lost();
+        let lost = async move {
+            lost.await;
+            status(Error::NoLeader)
         };
-        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        if self.lost.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.body = None;
-        let mut trailers = HeaderMap::new();
-        status(Error::NoLeader).add_header(&mut trailers)?;
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+        let answer = self.inner.call(request);
+        Box::pin(async move { Ok(answer.await?.map(|body| until(body, lost))) })
     }
 }

@@ -11,6 +11,7 @@ mod learner;
 mod lease;
 mod limits;
 mod maintenance;
+mod until;
 mod watch;
 
 use tonic::service::Routes;
@@ -33,6 +34,7 @@ use crate::tls::CommonName;
 pub use leader::{Bound, RequireLeader};
 pub use learner::VotersOnly;
 pub use limits::rewrite_limit_error;
+pub use until::until;
 
 /// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
 pub const ETCD_VERSION: &str = "3.5.21";
@@ -53,9 +55,10 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));
     // The overall service ("") is SERVING from the start; other names are NOT_FOUND.
     let (_, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
+    };
     let routes = Routes::new(
         kv.max_decoding_message_size(limit)
             .max_encoding_message_size(usize::MAX),
@@ -74,7 +77,9 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
         ElectionServer::new(concurrency::Election::new(server.clone())).max_decoding_message_size(limit),
     )
     .add_service(health)
-    .add_service(reflection);
+    .add_service(reflection().build_v1()?)
+    // The only one that older tools know.
+    .add_service(reflection().build_v1alpha()?);
     Ok(Routes::from(
         routes.into_axum_router().fallback(unimplemented_path),
     ))

@@ -79,7 +79,8 @@ where
         if let Some(refusal) = self.voters_only.refusal(request.uri().path()) {
             return Box::pin(std::future::ready(Ok(Call::answer(call, refusal))));
         }
-        let deadline = deadline(request.headers());
+        let deadline = deadline(request.headers()).map(|limit| tokio::time::Instant::now() + limit);
+        let is_unary = call.as_ref().is_some_and(|call| call.calls.kind == "unary");
         let received = call.as_ref().map(Call::received);
         let answer = self
             .routes
@@ -87,9 +88,10 @@ where
         Box::pin(async move {
             let answer = match deadline {
                 None => answer.await?,
-                Some(limit) => match tokio::time::timeout(limit, answer).await {
-                    Ok(answer) => answer?,
-                    Err(_) => Status::deadline_exceeded("context deadline exceeded").into_http(),
+                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(answer) if is_unary => answer?,
+                    Ok(answer) => answer?.map(|body| api::until(body, passed(deadline))),
+                    Err(_) => deadline_exceeded().into_http(),
                 },
             };
             Ok(Call::answer(call, answer))
@@ -112,6 +114,16 @@ fn deadline(headers: &HeaderMap) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(number)),
         _ => None,
     }
+}
+
+fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
+}
+
+/// How a stream ends whose client waits no longer.
+async fn passed(deadline: tokio::time::Instant) -> Status {
+    tokio::time::sleep_until(deadline).await;
+    deadline_exceeded()
 }
 
 /// One call from its begin to its end, which is a status, or that nobody waits any more.

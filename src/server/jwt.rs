@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use rustls::pki_types::PrivateSec1KeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -74,12 +76,29 @@ impl Jwt {
                 (sign, verifying(algorithm, &public)?)
             }
         };
-        Ok(Jwt {
+        let jwt = Jwt {
             algorithm,
             sign,
             verify,
             ttl: options.ttl.unwrap_or(TTL),
-        })
+        };
+        jwt.try_keys()?;
+        Ok(jwt)
+    }
+
+    /// Keys of another curve, or of two pairs, are found now, and not when users log in.
+    fn try_keys(&self) -> anyhow::Result<()> {
+        let Some(sign) = &self.sign else { return Ok(()) };
+        let claims = Claims {
+            username: String::new(),
+            revision: 0,
+            exp: u64::MAX,
+        };
+        let token = jsonwebtoken::encode(&Header::new(self.algorithm), &claims, sign);
+        let token = token.with_context(|| format!("priv-key is no key for {:?}", self.algorithm))?;
+        self.read(&token)
+            .map(drop)
+            .context("priv-key and pub-key are no pair")
     }
 
     /// A token for a user, as of an auth revision. A member that has only the public key makes none.
@@ -133,11 +152,46 @@ fn is_symmetric(algorithm: Algorithm) -> bool {
 
 fn signing(algorithm: Algorithm, pem: &[u8]) -> anyhow::Result<EncodingKey> {
     let key = match algorithm {
-        Algorithm::ES256 | Algorithm::ES384 => EncodingKey::from_ec_pem(pem),
+        Algorithm::ES256 => ec_signing(P256, pem),
+        Algorithm::ES384 => ec_signing(P384, pem),
         Algorithm::EdDSA => EncodingKey::from_ed_pem(pem),
         _ => EncodingKey::from_rsa_pem(pem),
     };
     key.with_context(|| format!("priv-key is no key for {algorithm:?}"))
+}
+
+/// DER of object identifiers: a public key on a curve, and the curves.
+const EC_PUBLIC_KEY: &[u8] = &[0x06, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+const P256: &[u8] = &[0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+const P384: &[u8] = &[0x06, 5, 0x2b, 0x81, 4, 0, 0x22];
+
+/// `openssl ecparam -genkey` writes the older form (SEC 1), which the library does not read.
+fn ec_signing(curve: &[u8], pem: &[u8]) -> Result<EncodingKey, jsonwebtoken::errors::Error> {
+    match PrivateSec1KeyDer::from_pem_slice(pem) {
+        Ok(old) => Ok(EncodingKey::from_ec_der(&pkcs8(curve, old.secret_sec1_der()))),
+        Err(_) => EncodingKey::from_ec_pem(pem),
+    }
+}
+
+/// The newer form around the older one (RFC 5958): version 0, which curve, and the key as it was.
+fn pkcs8(curve: &[u8], sec1: &[u8]) -> Vec<u8> {
+    const INTEGER: u8 = 0x02;
+    const OCTETS: u8 = 0x04;
+    const SEQUENCE: u8 = 0x30;
+    let version = der(INTEGER, &[0]);
+    let algorithm = der(SEQUENCE, &[EC_PUBLIC_KEY, curve].concat());
+    der(SEQUENCE, &[version, algorithm, der(OCTETS, sec1)].concat())
+}
+
+/// One value of DER, its length in as few bytes as will do; keys are far shorter than the longest here, 65,535 bytes.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let [.., high, low] = content.len().to_be_bytes();
+    let head = match content.len() {
+        0..128 => vec![tag, low],
+        128..256 => vec![tag, 0x81, low],
+        _ => vec![tag, 0x82, high, low],
+    };
+    [&head, content].concat()
 }
 
 fn verifying(algorithm: Algorithm, pem: &[u8]) -> anyhow::Result<DecodingKey> {

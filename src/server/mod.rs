@@ -304,6 +304,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
     let metrics_only = bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?;
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
+    let jwt = jwt(&config)?;
     let data_dir = DataDir::open(&config.data_dir, &config.name)?;
     let removed = Removed {
         name: config.name.clone(),
@@ -354,7 +355,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         gate: Gate::new(
             replica.reader().clone(),
             tokens,
-            jwt(&config)?,
+            jwt,
             replica.applied(),
             config.bcrypt_cost,
             timeout,

@@ -332,6 +332,8 @@ async fn a_watch_needs_the_right_to_read_and_ends_with_it() {
     assert!(!alices.create(watch("a", "c", 0)).await.canceled);
     assert!(!roots.create(watch_all(0)).await.canceled);
     put(&cluster, 0, Some(&alice), "b").await.expect("put");
+    // Before the right is taken away: what was not told by then is not told any more.
+    assert_eq!(alices.told(1).await, ["+b=value @2"]);
     let revoke = AuthUserRevokeRoleRequest {
         name: "alice".to_string(),
         role: "writer".to_string(),
@@ -341,7 +343,6 @@ async fn a_watch_needs_the_right_to_read_and_ends_with_it() {
         .await
         .expect("revoked");
     put(&cluster, 0, Some(&root), "b").await.expect("put");
-    assert_eq!(alices.told(1).await, ["+b=value @2"]);
     let end = alices.next().await.expect("a response");
     assert!(
         end.canceled && end.events.is_empty() && end.cancel_reason.ends_with(DENIED),

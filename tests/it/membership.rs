@@ -286,6 +286,42 @@ async fn a_change_that_endangers_the_majority_is_refused() {
     await_put(&cluster, leader, "key", "two of two").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_careful_a_cluster_is_can_be_set() {
+    let flags = ["--max-learners", "2", "--strict-reconfig-check=false"];
+    let cluster = Cluster::start_with(1, &flags).await;
+    let mut added = Vec::new();
+    for (port, is_learner) in [(1, true), (2, true), (3, false), (4, false)] {
+        let url = format!("http://127.0.0.1:{port}");
+        let answer = add(&cluster, 0, &url, is_learner).await;
+        added.push(answer.expect("added").member.expect("the member").id);
+    }
+    refused(
+        add(&cluster, 0, "http://127.0.0.1:5", true).await,
+        Code::FailedPrecondition,
+        "etcdserver: too many learner members in cluster",
+    );
+    let listed = list(&cluster, 0, true).await.expect("a list");
+    assert_eq!(listed, "? ? ?(learner) ?(learner) n1");
+    // What is not a question of care is asked all the same.
+    let me = id_of(&cluster, 0).await;
+    refused(
+        remove(&cluster, 0, me).await,
+        Code::FailedPrecondition,
+        "etcdserver: re-configuration failed due to not enough started members",
+    );
+    refused(
+        promote(&cluster, 0, added[0]).await,
+        Code::FailedPrecondition,
+        "etcdserver: can only promote a learner member which is in sync with leader",
+    );
+    await_put(&cluster, 0, "key", "nobody of them votes yet").await;
+    for id in added {
+        remove(&cluster, 0, id).await.expect("removed");
+    }
+    assert_eq!(list(&cluster, 0, true).await.expect("a list"), "n1");
+}
+
 /// Whom a request of the script is about.
 #[derive(Debug, Clone, Copy)]
 enum Whom {

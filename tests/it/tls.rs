@@ -2,14 +2,24 @@
 
 use pontoon::pb::etcdserverpb::auth_client::AuthClient;
 use pontoon::pb::etcdserverpb::*;
+use pontoon::pb::v3lockpb::LockRequest;
+use pontoon::pb::v3lockpb::lock_client::LockClient;
 use pontoon::tls::{self, ClientTls, Files};
 use tempfile::TempDir;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::support::cluster::{PATIENCE, machine};
 use crate::support::process::wait_for;
 use crate::support::tls::{Addresses, Authority, Running, channel, connect, put, refusal, text};
+
+async fn lock(channel: &Channel) -> Result<(), Status> {
+    let request = LockRequest {
+        name: "lock".into(),
+        ..LockRequest::default()
+    };
+    LockClient::new(channel.clone()).lock(request).await.map(drop)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_and_clients_show_certificates_of_one_authority() {
@@ -78,12 +88,14 @@ async fn common_names_are_users(addresses: &Addresses, ours: &Authority, root: &
     auth.user_grant_role(grant).await.expect("granted");
     auth.auth_enable(AuthEnableRequest {}).await.expect("enabled");
     put(root).await.expect("root by its certificate");
+    lock(root).await.expect("and in what is done in its name");
     let other = ours.sign("somebody");
     let other = connect(&addresses.clients[2], other);
     assert_eq!(
         put(&other).await.expect_err("refused").code(),
         Code::PermissionDenied
     );
+    assert!(lock(&other).await.is_err());
     auth.auth_disable(AuthDisableRequest {}).await.expect("disabled");
 }
 

@@ -148,6 +148,31 @@ async fn a_compacted_start_is_cancelled_with_the_compacted_revision() {
     assert_eq!(stream.told(2).await, ["-a @5", "+a=4 @6"]);
 }
 
+/// As by etcd's newest releases: those before 3.6 take it for the oldest there is, or for compacted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_nothing_before_the_first_revision() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    let mut stream = open(&cluster, 0).await;
+    let mut refused = async |from: i64| {
+        let answer = stream.create(watch_all(from)).await;
+        let why = "etcdserver: mvcc: required revision has been compacted";
+        assert!(answer.created && answer.canceled, "{answer:?}");
+        assert_eq!((answer.watch_id, answer.compact_revision), (-1, 0));
+        assert_eq!(answer.cancel_reason, why);
+    };
+    refused(-1).await;
+    let last = client.put("a", "1").await.expect("a put");
+    compact(&mut client, last).await;
+    refused(i64::MIN).await;
+    let answer = stream.create(watch_all(last)).await;
+    assert!(
+        !answer.canceled && answer.watch_id == 0,
+        "a refusal takes no id: {answer:?}"
+    );
+    assert_eq!(stream.told(1).await, [format!("+a=1 @{last}")]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_are_chosen_by_the_client_or_counted() {
     let cluster = Cluster::start(1).await;

@@ -129,6 +129,11 @@ impl Cluster {
         self.members[member].finds = flags.iter().map(ToString::to_string).collect();
     }
 
+    /// Flags of every member, from its next start on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(ToString::to_string).collect();
+    }
+
     /// A stopped member will be at other addresses, and keep its data.
     pub async fn relocate(&mut self, member: usize) {
         let member = &mut self.members[member];

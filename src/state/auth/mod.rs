@@ -113,7 +113,7 @@ impl Auth {
             .ok_or(Error::UserNotFound)
     }
 
-    /// The permissions of a role. That of root needs no record.
+    /// The permissions of a role. What root may do is in no record, but asked of it only if it was made, as in etcd.
     pub fn role(&self, name: &str) -> Result<Vec<Permission>, Error> {
         let everything = || Permission {
             perm_type: Type::Readwrite as i32,
@@ -121,7 +121,7 @@ impl Auth {
             range_end: Bytes::from_static(b"\0"),
         };
         match self.roles.get(name) {
-            _ if name == ROOT => Ok(vec![everything()]),
+            Some(_) if name == ROOT => Ok(vec![everything()]),
             Some(role) => Ok(role.key_permission.clone()),
             None => Err(Error::RoleNotFound),
         }
