@@ -22,7 +22,7 @@ plain() {
         -e 's/"raftTerm":[0-9]+/"raftTerm":N/; s/"TTL" : [0-9]+/"TTL" : N/' \
         -e 's/"version":"[0-9.]+"/"version":"V"/' \
         -e 's/[0-9.]+(µs|ms|s)\b/TIME/g; s/"ttl":[0-9]+/"ttl":N/' \
-        -e 's/[0-9a-f]{15,16}/ID/g; s/ +ID/ ID/g' \
+        -e 's/[0-9a-f]{11,16}/ID/g; s/ +ID/ ID/g' \
         -e "s#(http://)?127\.0\.0\.1:[0-9]+#ADDRESS#g" \
         -e "s#$dir#DIR#g"
 }

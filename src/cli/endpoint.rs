@@ -52,8 +52,7 @@ pub async fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<
 /// The endpoints given, or with `--cluster` those that the members advertise.
 pub async fn endpoints(context: &Context, matches: &ArgMatches) -> Result<Vec<String>, Failed> {
     if !matches.get_flag("cluster") {
-        let bare = |url: &String| url.trim_start_matches("http://").to_string();
-        return Ok(context.client.endpoints().iter().map(bare).collect());
+        return Ok(context.client.endpoints().to_vec());
     }
     let members = context.client.member_list().await?.members;
     Ok(members

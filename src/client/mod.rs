@@ -89,6 +89,17 @@ pub struct Options {
     pub tls: Option<Arc<ClientTls>>,
 }
 
+impl Options {
+    /// The URL of an endpoint that may have been given as an address only.
+    fn url(&self, endpoint: &str) -> String {
+        match (endpoint.contains("://"), &self.tls) {
+            (true, _) => endpoint.to_string(),
+            (false, Some(_)) => format!("https://{endpoint}"),
+            (false, None) => format!("http://{endpoint}"),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
@@ -145,10 +156,12 @@ impl Client {
 
     /// The same, with all options.
     pub fn with(endpoints: &[String], options: Options) -> Result<Client, ClientError> {
-        let scheme = if options.tls.is_some() { "https" } else { "http" };
-        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| url(scheme, endpoint)).collect();
+        let endpoints: Vec<String> = endpoints
+            .iter()
+            .map(|endpoint| endpoint.trim().to_string())
+            .collect();
         for endpoint in &endpoints {
-            let parsed = Endpoint::from_shared(endpoint.clone());
+            let parsed = Endpoint::from_shared(options.url(endpoint));
             let is_address =
                 parsed.is_ok_and(|parsed| matches!(parsed.uri().scheme_str(), Some("http" | "https")));
             if !is_address {
@@ -174,7 +187,7 @@ impl Client {
         Ok(client)
     }
 
-    /// The endpoints, as URLs.
+    /// The endpoints, as they were given.
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
     }
@@ -319,15 +332,14 @@ impl Client {
         }
     }
 
-    async fn dial(&self, url: &str) -> Result<Channel, ClientError> {
-        let endpoint =
-            Endpoint::from_shared(url.to_string()).map_err(|_| ClientError::Address(url.to_string()))?;
+    async fn dial(&self, address: &str) -> Result<Channel, ClientError> {
         let options = &self.options;
-        let endpoint = endpoint
+        let endpoint = Endpoint::from_shared(options.url(address))
+            .map_err(|_| ClientError::Address(address.to_string()))?
             .connect_timeout(options.dial_timeout)
             .http2_keep_alive_interval(options.keepalive_time.max(SHORTEST_KEEPALIVE))
             .keep_alive_timeout(options.keepalive_timeout);
-        let unreachable = |cause: String| unreachable(url, cause);
+        let unreachable = |cause: String| unreachable(address, cause);
         // Also where resolving the name takes its time, or a listener accepts and says nothing.
         match tokio::time::timeout(
             options.dial_timeout,
@@ -345,16 +357,8 @@ impl Client {
     }
 }
 
-fn url(scheme: &str, endpoint: &str) -> String {
-    let endpoint = endpoint.trim();
-    match endpoint.contains("://") {
-        true => endpoint.to_string(),
-        false => format!("{scheme}://{endpoint}"),
-    }
-}
-
-fn unreachable(url: &str, cause: String) -> ClientError {
-    let endpoint = url.trim_start_matches("http://").to_string();
+fn unreachable(endpoint: &str, cause: String) -> ClientError {
+    let endpoint = endpoint.to_string();
     ClientError::Unreachable { endpoint, cause }
 }
 
@@ -396,7 +400,7 @@ mod tests {
         let Ok(client) = client(&["127.0.0.1:1", " http://b:2"]) else {
             panic!("these are addresses")
         };
-        assert_eq!(client.endpoints(), ["http://127.0.0.1:1", "http://b:2"]);
+        assert_eq!(client.endpoints(), ["127.0.0.1:1", "http://b:2"]);
     }
 
     #[test]

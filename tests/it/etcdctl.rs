@@ -15,13 +15,11 @@ struct Etcdctl {
 impl Etcdctl {
     /// Where it is installed.
     fn of(cluster: &Cluster) -> Option<Etcdctl> {
-        // Without http://: where `endpoint status` of etcdctl 3.4 is given a URL it sends that as `:authority`, which
-        // it isn't; our HTTP/2 library refuses it, etcd's doesn't look.
-        let endpoints = cluster
+        let endpoints: Vec<&str> = cluster
             .members
             .iter()
-            .map(|member| member.client_url.replace("http://", ""));
-        let endpoints: Vec<String> = endpoints.collect();
+            .map(|member| member.client_url.as_str())
+            .collect();
         let found = Command::new("etcdctl")
             .arg("version")
             .env("ETCDCTL_API", "3")

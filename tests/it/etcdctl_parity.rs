@@ -13,12 +13,7 @@ use crate::support::cluster::{BINARY, Cluster};
 use crate::support::etcd::Etcd;
 use crate::support::process::{kill_and_reap, signal};
 
-/// Verbs that our server does not serve yet: sections of the tour, and commands of the script.
-const NOT_SERVED: &[&str] = &[];
-
-/// etcdctl 3.4 asks these of addresses that it was not given, with a URL for `:authority`. That it is none is nothing to
-/// etcd; our HTTP/2 library refuses it.
-const ONLY_OF_ETCD: &[&str] = &["endpoint status --cluster", "endpoint hashkv -w table --cluster"];
+/// Sections of `scripts/etcdctl-tour.sh`.
 const TOUR: &[&str] = &[
     "kv",
     "txn",
@@ -228,8 +223,6 @@ user delete u
 struct Ctl<'a> {
     program: &'a str,
     endpoint: &'a str,
-    /// Verbs that the server does not serve.
-    without: &'a [&'a str],
 }
 
 impl Ctl<'_> {
@@ -265,10 +258,6 @@ impl Ctl<'_> {
         )
     }
 
-    fn lacks(&self, verb: &str) -> bool {
-        self.without.contains(&verb)
-    }
-
     fn says(&self, line: &str) -> String {
         self.outcome(&words(line), None).0
     }
@@ -302,9 +291,6 @@ impl Ctl<'_> {
                 None => (command, false),
             };
             let mut given = words(command);
-            if self.lacks(&given[0]) || self.without.contains(&command) {
-                continue;
-            }
             for word in &mut given {
                 if let Some(value) = known.get(word.as_str()) {
                     word.clone_from(value);
@@ -414,14 +400,10 @@ impl Ctl<'_> {
         let (said, code) = self.outcome(&words(&format!("watch w/a --rev {from}")), None);
         played.push(("watch, compacted".to_string(), format!("{said}exit {code:?}")));
 
-        if !self.lacks("lock") {
-            played.push(("lock".to_string(), self.hold("lock l", 1, "l")));
-            let (said, code) = self.outcome(&words("lock l -- echo held"), None);
-            played.push(("lock, command".to_string(), format!("{said}exit {code:?}")));
-        }
-        if !self.lacks("elect") {
-            played.push(("elect".to_string(), self.hold("elect e me", 2, "e")));
-        }
+        played.push(("lock".to_string(), self.hold("lock l", 1, "l")));
+        let (said, code) = self.outcome(&words("lock l -- echo held"), None);
+        played.push(("lock, command".to_string(), format!("{said}exit {code:?}")));
+        played.push(("elect".to_string(), self.hold("elect e me", 2, "e")));
         played
     }
 }
@@ -492,7 +474,7 @@ fn normalised(said: &str, base: i64, all_numbers: bool) -> String {
                 .strip_suffix(unit)
                 .is_some_and(|number| number.parse::<f64>().is_ok())
         });
-        let is_id = (15..=20).contains(&token.len()) && token.chars().all(|c| c.is_ascii_hexdigit());
+        let is_id = (11..=20).contains(&token.len()) && token.chars().all(|c| c.is_ascii_hexdigit());
         let is_revision = name.to_lowercase().ends_with("revision");
         match number {
             _ if is_id => out.push_str("ID"),
@@ -525,15 +507,9 @@ fn etcdctl_is_here() -> bool {
     found.is_ok()
 }
 
-fn compare(endpoint: &str, without: &[&str]) {
-    // Without http://, see `Etcdctl::of`.
-    let endpoint = endpoint.trim_start_matches("http://");
+fn compare(endpoint: &str) {
     let play = |program: &str| {
-        let ctl = Ctl {
-            program,
-            endpoint,
-            without,
-        };
+        let ctl = Ctl { program, endpoint };
         [ctl.play(), ctl.play_streams()].concat()
     };
     let (theirs, ours) = (play("etcdctl"), play(BINARY));
@@ -561,7 +537,7 @@ async fn ours_says_of_etcd_what_etcdctl_says() {
         return;
     };
     let etcd = Etcd::start(&binary).await;
-    compare(&etcd.endpoint, &[]);
+    compare(&etcd.endpoint);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -570,19 +546,15 @@ async fn ours_says_of_pontoon_what_etcdctl_says() {
         return;
     }
     let cluster = Cluster::start(1).await;
-    compare(
-        &cluster.members[0].client_url,
-        &[NOT_SERVED, ONLY_OF_ETCD].concat(),
-    );
+    compare(&cluster.members[0].client_url);
 }
 
 /// What the tour prints.
 fn tour(endpoint: &str) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/etcdctl-tour.sh");
-    let sections = TOUR.iter().filter(|section| !NOT_SERVED.contains(section));
     let output = Command::new(script)
-        .arg(endpoint.trim_start_matches("http://"))
-        .args(sections)
+        .arg(endpoint)
+        .args(TOUR)
         .env_remove("ETCDCTL_ENDPOINTS")
         .stdin(Stdio::null())
         .output()
