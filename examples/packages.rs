@@ -8,21 +8,22 @@
 //! cargo build --release && cargo run --release --example packages -- target/release/pontoon
 //! ```
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use pontoon::client::Client;
 use pontoon::pb::etcdserverpb::{PutRequest, RangeRequest};
 
-const MEMBERS: usize = 3;
+use crate::common::{Cluster, MEMBERS, client};
+
 const WRITERS: usize = 96;
-const FIRST_PORT: u16 = 24790;
 const PAGE: i64 = 1000;
 /// A dead member is started again after this long.
 const DOWN: Duration = Duration::from_secs(2);
@@ -157,15 +158,6 @@ impl Progress {
     }
 }
 
-fn client(at: usize) -> anyhow::Result<Client> {
-    let endpoint = format!("127.0.0.1:{}", FIRST_PORT + 10 * at as u16);
-    Ok(Client::new(
-        &[endpoint],
-        Duration::from_millis(500),
-        Duration::from_secs(10),
-    )?)
-}
-
 /// Every so-manyth package, each through the next member. A write of unknown fate is made again: the same value, to a
 /// key that nobody else writes.
 async fn write_all(
@@ -216,111 +208,4 @@ async fn compare(at: usize, packages: &[(Bytes, Bytes)]) -> anyhow::Result<usize
         .filter(|(key, value)| found.get(key) != Some(value))
         .count();
     Ok(different + found.len().saturating_sub(packages.len()))
-}
-
-/// Three members as child processes.
-struct Cluster {
-    binary: PathBuf,
-    dir: PathBuf,
-    children: Vec<Option<Child>>,
-}
-
-impl Cluster {
-    fn start(binary: PathBuf, dir: PathBuf) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(&dir)?;
-        let mut cluster = Cluster {
-            binary,
-            dir,
-            children: (0..MEMBERS).map(|_| None).collect(),
-        };
-        (0..MEMBERS).try_for_each(|at| cluster.run(at))?;
-        Ok(cluster)
-    }
-
-    fn run(&mut self, at: usize) -> anyhow::Result<()> {
-        let url = |at: usize, peer: u16| format!("http://127.0.0.1:{}", FIRST_PORT + 10 * at as u16 + peer);
-        let all: Vec<String> = (0..MEMBERS).map(|at| format!("n{at}={}", url(at, 1))).collect();
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.join(format!("n{at}.log")))?;
-        let child = Command::new(Path::new(&self.binary))
-            .args([
-                "serve",
-                "--name",
-                &format!("n{at}"),
-                "--initial-cluster",
-                &all.join(","),
-            ])
-            .args([
-                "--listen-client-urls",
-                &url(at, 0),
-                "--listen-peer-urls",
-                &url(at, 1),
-            ])
-            .arg("--data-dir")
-            .arg(self.dir.join(format!("n{at}")))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        self.children[at] = Some(child);
-        Ok(())
-    }
-
-    async fn wait_ready(&self) -> anyhow::Result<()> {
-        for at in 0..MEMBERS {
-            let client = client(at)?;
-            let probe = || RangeRequest {
-                key: Bytes::from_static(b"health"),
-                ..RangeRequest::default()
-            };
-            while client.range(probe()).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn leader(&self) -> anyhow::Result<usize> {
-        loop {
-            for at in 0..MEMBERS {
-                if let Ok(status) = client(at)?.status().await
-                    && status
-                        .header
-                        .is_some_and(|header| header.member_id == status.leader)
-                {
-                    return Ok(at);
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    fn kill(&mut self, at: usize) -> anyhow::Result<()> {
-        if let Some(mut child) = self.children[at].take() {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        for at in 0..MEMBERS {
-            if let Err(error) = self.kill(at) {
-                eprintln!("member {at}: {error}");
-            }
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            eprintln!("{}: {error}", self.dir.display());
-        }
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for child in self.children.iter_mut().flatten() {
-            // Gone already, perhaps.
-            let _ = child.kill();
-        }
-    }
 }
