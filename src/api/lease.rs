@@ -71,7 +71,7 @@ fn renewals(
         let (server, mut answers) = open?;
         let answer = tokio::select! {
             answer = answers.next() => answer?,
-            () = server.stops_leases() => Err(status(Error::Stopped)),
+            () = server.stops() => Err(status(Error::Stopped)),
         };
         let open = answer.is_ok().then_some((server, answers));
         Some((answer, open))

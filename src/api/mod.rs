@@ -16,6 +16,8 @@ mod watch;
 
 use tonic::service::Routes;
 use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::error::Error;
 use crate::pb::etcdserverpb::ResponseHeader;
@@ -54,7 +56,8 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));
     let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));
     // The overall service ("") is SERVING from the start; other names are NOT_FOUND.
-    let (_, health) = tonic_health::server::health_reporter();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tokio::spawn(tell_of_the_end(server.clone(), reporter));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
@@ -83,6 +86,13 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
     Ok(Routes::from(
         routes.into_axum_router().fallback(unimplemented_path),
     ))
+}
+
+/// Whoever watches the health is told when the member stops, and the stream ends: by itself it never would.
+async fn tell_of_the_end(server: Server, mut health: HealthReporter) {
+    server.stops().await;
+    health.set_service_status("", ServingStatus::NotServing).await;
+    health.clear_service_status("").await;
 }
 
 /// Methods of services that are not served at all.

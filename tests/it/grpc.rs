@@ -124,16 +124,18 @@ async fn an_answer_may_be_larger_than_any_request(cluster: &Cluster) {
     assert_eq!((range.count, bytes), (VALUES as i64, VALUES * VALUE));
 }
 
+/// And does not hold it up.
 async fn health_ends_with_the_member(mut cluster: Cluster) {
     let mut health = HealthClient::new(channel(&cluster.members[0].client_url));
     let told = health.watch(HealthCheckRequest::default()).await;
     let mut told = told.expect("a stream").into_inner();
     assert!(told.message().await.expect("no error").is_some());
     assert!(cluster.terminate(0).await.success());
-    assert!(
-        !matches!(told.message().await, Ok(Some(_))),
-        "nobody is left to tell"
-    );
+    let last = told.message().await.expect("no error").expect("a word");
+    assert_eq!(last.status(), ServingStatus::NotServing);
+    assert_eq!(told.message().await.expect("no error"), None);
+    let log = std::fs::read_to_string(cluster.members[0].log_file()).expect("a log");
+    assert!(!log.contains("cut off"), "{log}");
 }
 
 /// Calls that wait for something that does not come, each with the answer of a member whose client has set a deadline.

@@ -150,8 +150,8 @@ impl Server {
         Ok(keys)
     }
 
-    /// Returns once the member stops: streams of renewals would never end by themselves.
-    pub async fn stops_leases(&self) {
+    /// Returns once the member stops: for streams that would never end by themselves.
+    pub async fn stops(&self) {
         // An error means that the sender is gone, which is a stop too.
         let _ = self.lessor.closed.subscribe().wait_for(|closed| *closed).await;
     }
