@@ -142,6 +142,21 @@ const SETTINGS: &[Setting] = &[
         "Most writes under way at once; more get \"too many requests\"",
     ),
     served(
+        "max-concurrent-streams",
+        "4294967295",
+        "Most requests and streams of a client's connection at once; 0: any number",
+    ),
+    served(
+        "grpc-keepalive-interval",
+        "10s",
+        "How often a client that is silent is asked whether it is there (a number is milliseconds)",
+    ),
+    served(
+        "grpc-keepalive-timeout",
+        "20s",
+        "After how long without an answer its connection is closed (a number is milliseconds)",
+    ),
+    served(
         "auth-token",
         "simple",
         "Tokens that users get when they log in: simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…",
@@ -326,8 +341,18 @@ const SETTINGS: &[Setting] = &[
     none_yet("pre-vote"),
     none_yet("max-snapshots"),
     none_yet("max-wals"),
-    none_yet("max-concurrent-streams"),
     none_yet("initial-election-tick-advance"),
+    none_yet("grpc-keepalive-min-time"),
+    none_yet("unsafe-no-fsync"),
+    none_yet("backend-batch-interval"),
+    none_yet("backend-batch-limit"),
+    none_yet("backend-bbolt-freelist-type"),
+    none_yet("enable-lease-checkpoint"),
+    none_yet("enable-lease-checkpoint-persist"),
+    none_yet("compact-hash-check-enabled"),
+    none_yet("compact-hash-check-time"),
+    none_yet("compaction-batch-limit"),
+    none_yet("snapshot-catchup-entries"),
 ];
 
 /// What automatic compaction keeps.
@@ -346,9 +371,17 @@ pub enum Retention {
 
 /// Settings that etcd once spelled with `experimental-`, as compose files still do.
 const ONCE_EXPERIMENTAL: &[&str] = &[
+    "backend-bbolt-freelist-type",
+    "compact-hash-check-enabled",
+    "compact-hash-check-time",
+    "compaction-batch-limit",
     "corrupt-check-time",
+    "enable-lease-checkpoint",
+    "enable-lease-checkpoint-persist",
     "initial-corrupt-check",
+    "max-learners",
     "peer-skip-client-san-verification",
+    "snapshot-catchup-entries",
     "watch-progress-notify-interval",
 ];
 
@@ -397,6 +430,17 @@ pub struct HttpOptions {
     pub cors: Vec<String>,
     /// `--host-whitelist`: names by which clients may call this member; `*` for all.
     pub hosts: Vec<String>,
+}
+
+/// What a connection of a client may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Connections {
+    /// `--max-concurrent-streams`; none: any number.
+    pub max_streams: Option<u32>,
+    /// `--grpc-keepalive-interval`.
+    pub ping_interval: Duration,
+    /// `--grpc-keepalive-timeout`.
+    pub ping_timeout: Duration,
 }
 
 /// The settings as the server uses them.
@@ -450,6 +494,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// `--max-in-flight`.
     pub max_in_flight: usize,
+    /// `--max-concurrent-streams`, `--grpc-keepalive-interval`, `--grpc-keepalive-timeout`.
+    pub connections: Connections,
     /// `--auth-token`.
     pub auth_token: String,
     /// `--auth-token-ttl`.
@@ -591,6 +637,7 @@ impl Values {
             max_txn_ops: u32::try_from(self.number("max-txn-ops", 1)?).context(self.said("max-txn-ops"))?,
             watch_progress_notify_interval: self.duration("watch-progress-notify-interval")?,
             max_in_flight: usize::try_from(self.number("max-in-flight", 1)?)?,
+            connections: self.connections()?,
             auth_token: self.auth_token()?,
             auth_token_ttl: Duration::from_secs(self.number("auth-token-ttl", 1)?),
             bcrypt_cost: self.bcrypt_cost()?,
@@ -652,6 +699,20 @@ impl Values {
             "" => PathBuf::from(format!("{name}.pontoon")),
             dir => PathBuf::from(dir),
         }
+    }
+
+    fn connections(&self) -> anyhow::Result<Connections> {
+        let streams = self.number("max-concurrent-streams", 0)?;
+        let streams = u32::try_from(streams).context(self.said("max-concurrent-streams"))?;
+        let pause = |name: &str| match self.duration(name)? {
+            Duration::ZERO => bail!("{}: more than 0", self.said(name)),
+            pause => Ok(pause),
+        };
+        Ok(Connections {
+            max_streams: Some(streams).filter(|streams| !matches!(*streams, 0 | u32::MAX)),
+            ping_interval: pause("grpc-keepalive-interval")?,
+            ping_timeout: pause("grpc-keepalive-timeout")?,
+        })
     }
 
     fn auth_token(&self) -> anyhow::Result<String> {

@@ -1,6 +1,7 @@
 //! One member, looked at.
 
 use std::pin::Pin;
+use std::time::Instant;
 
 use futures::Stream;
 use tonic::{Request, Response, Status};
@@ -155,11 +156,12 @@ impl Service for Maintenance {
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         self.permit_root(&credentials(&request)).await?;
-        let reader = self.server.reader().clone();
+        let (reader, began) = (self.server.reader().clone(), Instant::now());
         let hash = tokio::task::spawn_blocking(move || reader.hash()).await;
         let hash = hash
             .map_err(stopping)?
             .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().hashes.observe(began.elapsed());
         Ok(Response::new(HashResponse {
             header: Some(header(&self.server, self.server.reader().revision())),
             hash,
@@ -169,10 +171,12 @@ impl Service for Maintenance {
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         self.permit_root(&credentials(&request)).await?;
         let (reader, revision) = (self.server.reader().clone(), request.into_inner().revision);
+        let began = Instant::now();
         let hashed = tokio::task::spawn_blocking(move || reader.hash_kv(revision)).await;
         let (hash, compact_revision, hash_revision) = hashed
             .map_err(stopping)?
             .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().revision_hashes.observe(began.elapsed());
         Ok(Response::new(HashKvResponse {
             header: Some(header(&self.server, self.server.reader().revision())),
             hash,

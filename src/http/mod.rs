@@ -8,7 +8,7 @@
 //! | `/v3/…`, `/v3beta/…` | etcd's JSON gateway ([`gateway`]) |
 //! | `/kv/…` | values as they are ([`kv`]) |
 //! | `/health`, `/livez`, `/readyz`, `/version` | for whoever looks after members ([`health`]) |
-//! | `/metrics` | for Prometheus ([`page`]) |
+//! | `/metrics` | for Prometheus ([`metrics`]) |
 //!
 //! What is read or written goes through the same gRPC services, in the process: nothing here decides about data, and
 //! this ring knows neither the state's writes nor Raft. Every answer carries the CORS headers; a `Host` outside
@@ -19,7 +19,7 @@ mod grpc;
 mod health;
 mod kv;
 mod messages;
-mod page;
+mod metrics;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -160,7 +160,7 @@ impl Http {
             return Some(refused);
         }
         match path {
-            "/metrics" => Some(page::answer(server)),
+            "/metrics" => Some(metrics::answer(server)),
             "/version" => Some(health::version()),
             _ if is_ours => Some(health::answer(server, path, &query).await),
             _ => None,

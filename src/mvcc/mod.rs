@@ -297,6 +297,11 @@ impl Store {
         }
     }
 
+    /// How many views there are.
+    pub fn views(&self) -> usize {
+        self.pins().values().sum()
+    }
+
     /// Bytes of keys and values in all versions.
     pub fn bytes(&self) -> u64 {
         self.read().bytes

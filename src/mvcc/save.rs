@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -25,6 +26,8 @@ const BLOCKS_PER_SLICE: usize = 64;
 pub struct Saver {
     pub(super) store: Arc<Store>,
     sweep: Mutex<Option<Sweep>>,
+    /// Versions that sweeps have forgotten, and that nobody was told of.
+    reclaimed: AtomicU64,
     /// A defragmentation under way.
     pub(super) copying: Mutex<Option<Copy>>,
 }
@@ -167,6 +170,11 @@ impl Saver {
         Ok(sweep.is_some())
     }
 
+    /// How many versions sweeps have forgotten since the last call.
+    pub fn take_reclaimed(&self) -> u64 {
+        self.reclaimed.swap(0, Ordering::Relaxed)
+    }
+
     /// A sweep up to the compacted revision, or to the oldest that a view still reads from, or to the newest saved:
     /// a version that is saved after it was forgotten would never be found again.
     fn begin(&self) -> Option<Sweep> {
@@ -217,6 +225,7 @@ impl Saver {
             },
             None => {
                 forget_recent(&mut inner, &gone);
+                self.reclaimed.fetch_add(gone.len() as u64, Ordering::Relaxed);
                 gone.sort_unstable();
                 Sweep::Blocks {
                     compacted,
@@ -345,6 +354,7 @@ impl Store {
         Saver {
             store: self.clone(),
             sweep: Mutex::new(None),
+            reclaimed: AtomicU64::new(0),
             copying: Mutex::new(None),
         }
     }

@@ -10,18 +10,21 @@
 //!   still trusts its own.
 //! * our own encodings on disk and wire ([`entry`]).
 //!
-//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`saving`] behind it ·
+//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it ·
 //! [`feed`] what was applied, for watchers ·
-//! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`membership`] one change at a time ·
+//! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
+//! counted · [`contact`] who answers · [`membership`] one change at a time ·
 //! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`replica`] all of it, opened
 //! and running.
 
+mod contact;
 pub mod entry;
 pub mod feed;
 pub mod identity;
 pub mod log_store;
 pub mod membership;
 pub mod network;
+mod pace;
 pub mod peer;
 pub mod read_index;
 pub mod recover;
@@ -32,6 +35,7 @@ pub mod snapshot;
 pub mod state_machine;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 
 use std::time::Duration;
 

@@ -9,15 +9,16 @@
 //! openraft bounds the time of unary calls; a stream has no lifetime, so [`give_up_when_idle`] ends one whose peer
 //! fell silent with requests under way. HTTP/2 pings find dead connections without requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use http::HeaderValue;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
@@ -32,10 +33,13 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use super::contact::{Contact, Contacts};
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
 use super::identity::Identity;
 use super::snapshot::SnapshotFile;
+use super::traffic::{self, Other, Outgoing};
 use super::{Node, Snapshot, Timing, Types, Vote};
+use crate::metrics::Metrics;
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::peer_client::PeerClient;
 use crate::tls::ClientTls;
@@ -61,9 +65,16 @@ pub enum Purpose {
     Forward,
 }
 
+/// Pauses after a snapshot that did not arrive: all of it is sent again.
+const SNAPSHOT_PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(3)];
+
 /// Connections to the other members, made on first use.
 pub struct Peers {
     identity: Arc<Identity>,
+    /// What this member calls itself in requests.
+    name: HeaderValue,
+    metrics: Arc<Metrics>,
+    contacts: Contacts,
     timing: Timing,
     tls: Option<Arc<ClientTls>>,
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
@@ -79,14 +90,28 @@ struct Address {
 
 impl Peers {
     /// No connections yet. `tls`: for peers at `https://`.
-    pub fn new(identity: Arc<Identity>, timing: Timing, tls: Option<Arc<ClientTls>>) -> Self {
+    pub fn new(
+        identity: Arc<Identity>,
+        timing: Timing,
+        tls: Option<Arc<ClientTls>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Peers {
+            name: traffic::name(identity.member_id()),
             identity,
+            metrics,
+            contacts: Contacts::default(),
             timing,
             tls,
             channels: Mutex::default(),
             addresses: RwLock::default(),
         }
+    }
+
+    /// These are the other members now: what is counted and known of any others is forgotten.
+    pub fn keep(&self, ids: &BTreeSet<u64>) {
+        self.metrics.traffic.keep(ids);
+        self.contacts.keep(ids);
     }
 
     /// The newest word of where a member is.
@@ -120,8 +145,12 @@ impl Peers {
     }
 
     /// A client for the member `id`, which Raft's membership places at `node`.
-    pub fn client(&self, id: u64, node: &Node, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
-        self.client_at(&self.url(id, node), purpose)
+    pub fn client(&self, id: u64, node: &Node, purpose: Purpose) -> Result<PeerClient<Outgoing>, Status> {
+        self.client_over(
+            &self.url(id, node),
+            purpose,
+            Some(Other::new(id, self.metrics.clone())),
+        )
     }
 
     /// A member can't be reached where it is looked for: the next call looks at its next URL.
@@ -133,9 +162,18 @@ impl Peers {
     }
 
     /// A client for whoever is at `url`.
-    pub fn client_at(&self, url: &str, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
-        let client = PeerClient::new(self.channel_at(url, purpose)?);
-        Ok(client
+    pub fn client_at(&self, url: &str, purpose: Purpose) -> Result<PeerClient<Outgoing>, Status> {
+        self.client_over(url, purpose, None)
+    }
+
+    fn client_over(
+        &self,
+        url: &str,
+        purpose: Purpose,
+        to: Option<Other>,
+    ) -> Result<PeerClient<Outgoing>, Status> {
+        let service = Outgoing::new(self.channel_at(url, purpose)?, self.name.clone(), to);
+        Ok(PeerClient::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))
     }
@@ -184,6 +222,7 @@ impl Network {
 
     fn link(&self, target: u64, node: &Node, purpose: Purpose) -> Link {
         Link {
+            contact: self.peers.contacts.with(target),
             peers: self.peers.clone(),
             target,
             node: node.clone(),
@@ -211,13 +250,14 @@ impl RaftNetworkFactory<Types> for Network {
 /// One peer, for one purpose.
 pub struct Link {
     peers: Arc<Peers>,
+    contact: Contact,
     target: u64,
     node: Node,
     purpose: Purpose,
 }
 
 impl Link {
-    fn client(&self, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+    fn client(&self, purpose: Purpose) -> Result<PeerClient<Outgoing>, Status> {
         self.peers.client(self.target, &self.node, purpose)
     }
 
@@ -264,6 +304,19 @@ impl Link {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
+        let answer = self.try_heartbeat(request, option).await;
+        if answer.is_err() {
+            self.peers.metrics.heartbeats_failed.increment();
+        }
+        self.contact.heartbeat(answer.is_ok());
+        answer
+    }
+
+    async fn try_heartbeat(
+        &self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
         let message = append_request(request, Some(self.target()));
         let mut client = self
             .client(Purpose::Control)
@@ -274,7 +327,21 @@ impl Link {
         append_result(reply).map_err(|status| self.failed(status))
     }
 
+    /// Sends a snapshot once the peer answers.
     async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, Status> {
+        if !self.contact.answers() {
+            tracing::info!(to = %self.node.name, "a snapshot waits for a member that does not answer");
+            self.contact.wait().await;
+        }
+        let began = Instant::now();
+        let sent = self.try_snapshot(vote, snapshot).await;
+        if let Some(exchange) = self.peers.metrics.traffic.with(self.target) {
+            exchange.snapshots_sent.count(sent.is_ok(), began.elapsed());
+        }
+        sent
+    }
+
+    async fn try_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, Status> {
         let head = peer::SnapshotHead {
             target: Some(self.target()),
             vote: Some(to_wire_vote(&vote)),
@@ -391,10 +458,10 @@ impl NetSnapshot<Types> for Link {
         let cancel: Pin<Box<dyn Future<Output = ReplicationClosed> + Send>> = Box::pin(cancel);
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = self.send_snapshot(vote, snapshot) => sent.map_err(|status| match status.code() {
-                Code::Unavailable => StreamingError::Unreachable(unreachable(&status)),
-                _ => StreamingError::Network(NetworkError::from_string(status.to_string())),
-            }),
+            // Whatever was wrong, it is too much to send again at once.
+            sent = self.send_snapshot(vote, snapshot) => {
+                sent.map_err(|status| StreamingError::Unreachable(unreachable(&status)))
+            }
         }
     }
 }
@@ -425,10 +492,16 @@ impl NetTransferLeader<Types> for Link {
 }
 
 impl NetBackoff<Types> for Link {
-    /// As configured in [`Timing::config`].
+    /// As configured in [`Timing::config`], but for snapshots.
     fn backoff(&self) -> Option<Backoff> {
-        None
+        (self.purpose == Purpose::Snapshot).then(|| Backoff::new(snapshot_pauses()))
     }
+}
+
+/// The first pause, then each twice as long as the one before, up to the last.
+fn snapshot_pauses() -> impl Iterator<Item = Duration> {
+    let [first, last] = SNAPSHOT_PAUSES;
+    std::iter::successors(Some(first), move |pause| Some((*pause * 2).min(last)))
 }
 
 /// The reply, unless it takes longer than `limit`.
@@ -509,7 +582,7 @@ mod tests {
             heartbeat: second / 10,
             election: second,
         };
-        let peers = Peers::new(Arc::new(identity), timing, None);
+        let peers = Peers::new(Arc::new(identity), timing, None, Arc::default());
         let node = Node {
             peer_urls: vec!["http://added:1".to_string()],
             ..Node::default()

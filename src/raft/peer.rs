@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use openraft::raft::{
@@ -207,11 +208,11 @@ impl Peer for PeerService {
             .ok_or_else(|| Status::invalid_argument("snapshot without a head"))?;
         self.identity.check(head.target)?;
         let vote = wire_vote(head.vote)?;
-        let snapshot = self
-            .replica
-            .snapshots()
-            .receive(&head, first, &mut chunks)
-            .await?;
+        let began = Instant::now();
+        let received = self.replica.snapshots().receive(&head, first, &mut chunks).await;
+        self.replica
+            .count_received(vote.leader_id.node_id, received.is_ok(), began.elapsed());
+        let snapshot = received?;
         let reply = self
             .raft
             .install_full_snapshot(vote, snapshot)

@@ -35,6 +35,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
 use crate::state::{self, Defragmented, ReadError, Reader, SnapshotSource, State};
@@ -116,6 +117,8 @@ pub struct Options {
     pub lease_sink: LeaseSink,
     /// Told of tokens as they are applied, before anybody is answered.
     pub token_sink: TokenSink,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why a replica does not open.
@@ -250,6 +253,7 @@ struct Inner {
     rounds: Rounds,
     defragmenter: Defragmenter,
     failure: Failure,
+    metrics: Arc<Metrics>,
     timing: Timing,
     /// When a leader last called.
     heard: std::sync::Mutex<Option<Instant>>,
@@ -286,6 +290,7 @@ impl Replica {
             members: members_tx,
             feed: feed.clone(),
             failure: failure.clone(),
+            metrics: options.metrics.clone(),
             token_sink: options.token_sink.clone(),
             closed: closed_tx,
         };
@@ -294,6 +299,7 @@ impl Replica {
             options.identity.clone(),
             options.timing,
             options.peer_tls.clone(),
+            options.metrics.clone(),
         ));
         let config = options
             .timing
@@ -329,6 +335,7 @@ impl Replica {
             rounds,
             defragmenter,
             failure,
+            metrics: options.metrics,
             timing: options.timing,
             heard: std::sync::Mutex::default(),
             state_closed: Mutex::new(Some(closed)),
@@ -353,6 +360,16 @@ impl Replica {
         &self.inner.peers
     }
 
+    /// A snapshot of `from` came, or did not, in so long.
+    pub fn count_received(&self, from: u64, arrived: bool, took: Duration) {
+        if arrived {
+            self.metrics().snapshots_received.observe(took);
+        }
+        if let Some(exchange) = self.metrics().traffic.with(from) {
+            exchange.snapshots_received.count(arrived, took);
+        }
+    }
+
     /// Snapshot files.
     pub fn snapshots(&self) -> &Arc<SnapshotStore> {
         &self.inner.snapshots
@@ -363,6 +380,11 @@ impl Replica {
         &self.inner.reader
     }
 
+    /// What is counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
     /// What must stop this member.
     pub fn failure(&self) -> &Failure {
         &self.inner.failure
@@ -370,7 +392,15 @@ impl Replica {
 
     /// Gives the space that the applied state does not use back to the disk, while it is used.
     pub async fn defragment(&self) -> Result<Defragmented, DefragmentError> {
-        self.inner.defragmenter.defragment().await
+        let began = std::time::Instant::now();
+        let done = self.inner.defragmenter.defragment().await?;
+        self.metrics().defragmentations.observe(began.elapsed());
+        Ok(done)
+    }
+
+    /// Whether that is under way, or waits for its turn.
+    pub fn is_defragmenting(&self) -> bool {
+        self.inner.defragmenter.is_wanted()
     }
 
     /// Checksum of all that is here at `revision`, or now, if that is 0. A member that is behind waits for a moment.
@@ -381,7 +411,9 @@ impl Replica {
         if tokio::time::timeout(CATCH_UP, reached).await.is_err() {
             return Err(format!("this member is not at revision {revision} yet"));
         }
+        let began = std::time::Instant::now();
         let hashed = tokio::task::spawn_blocking(move || reader.hash_kv(revision)).await;
+        self.metrics().revision_hashes.observe(began.elapsed());
         match hashed.map_err(|error| error.to_string())? {
             Ok((hash, compacted, revision)) => Ok(Checksum {
                 hash,

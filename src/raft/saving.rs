@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::replica::Failure;
+use crate::metrics::Metrics;
 use crate::state::{Defragmented, Saver};
 use crate::storage::Engine;
 use crate::storage::fs::free_bytes;
@@ -34,7 +35,7 @@ pub struct Saving {
 
 impl Saving {
     /// Starts the thread.
-    pub fn start(saver: Saver, defragmenter: Defragmenter, failure: Failure) -> Self {
+    pub fn start(saver: Saver, defragmenter: Defragmenter, failure: Failure, metrics: Arc<Metrics>) -> Self {
         let saver = Arc::new(saver);
         let wake = Arc::new((Mutex::new(()), Condvar::new()));
         let stopping = Arc::new(AtomicBool::new(false));
@@ -43,7 +44,7 @@ impl Saving {
             std::thread::Builder::new()
                 .name("save".to_string())
                 .spawn(move || {
-                    if let Err(error) = save_until(&saver, &defragmenter, &wake, &stopping) {
+                    if let Err(error) = save_until(&saver, &defragmenter, &metrics, &wake, &stopping) {
                         failure.report(format!("cannot save the applied state: {error}"));
                     }
                 })
@@ -85,16 +86,21 @@ impl Drop for Saving {
 fn save_until(
     saver: &Saver,
     defragmenter: &Defragmenter,
+    metrics: &Metrics,
     wake: &(Mutex<()>, Condvar),
     stopping: &AtomicBool,
 ) -> Result<(), crate::storage::Error> {
     loop {
         let last = stopping.load(Ordering::Relaxed);
-        saver.save()?;
+        let began = Instant::now();
+        if saver.save()? {
+            metrics.saves.observe(began.elapsed());
+        }
         if last {
             return Ok(());
         }
         let is_sweeping = saver.sweep(SWEEP_SLICE)?;
+        metrics.versions_reclaimed.add(saver.take_reclaimed());
         let is_copying = defragmenter.step(saver)?;
         if !is_sweeping && !is_copying {
             let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,6 +161,11 @@ impl Defragmenter {
         let (tell, answer) = oneshot::channel();
         self.waiting().push(tell);
         answer.await.unwrap_or(Err(DefragmentError::Stopped))
+    }
+
+    /// Whether anybody waits for a defragmentation.
+    pub fn is_wanted(&self) -> bool {
+        !self.waiting().is_empty()
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<oneshot::Sender<Answer>>> {

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -21,9 +22,11 @@ use tokio::sync::watch;
 
 use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
 use super::feed::Feed;
+use super::pace::Pace;
 use super::saving::{Defragmenter, Saving};
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::metrics::Metrics;
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{Command, Done};
@@ -92,6 +95,8 @@ pub struct Shell {
     pub feed: Feed,
     /// Reports what must stop this member.
     pub failure: Failure,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Dropped when the state machine is gone and all of it is saved.
     pub closed: tokio::sync::oneshot::Sender<()>,
 }
@@ -107,7 +112,17 @@ pub struct StateMachine {
     /// What was applied since the last seal, and the revision that it led to.
     changes: Changes,
     saving: Saving,
+    pace: Pace,
     shell: Shell,
+}
+
+/// Entries that are applied, and not sealed yet.
+#[derive(Default)]
+struct Run {
+    /// When the first of them came.
+    began: Option<Instant>,
+    entries: usize,
+    answers: Vec<(openraft::storage::ApplyResponder<Types>, Reply)>,
 }
 
 /// In this order: the rest is saved, all of it is flushed, then `shell.closed` tells.
@@ -127,7 +142,7 @@ impl StateMachine {
         shell
             .applied
             .send_replace(mark.applied.map_or(0, |log_id| log_id.index));
-        let saving = Saving::start(state.saver(), shell.defragmenter.clone(), shell.failure.clone());
+        let saving = start_saving(&state, &shell);
         let changes = Changes {
             last: state.reader().revision(),
             ..Changes::default()
@@ -139,6 +154,7 @@ impl StateMachine {
             members_changed: false,
             changes,
             saving,
+            pace: Pace::new(shell.metrics.clone()),
             shell,
         }
     }
@@ -181,10 +197,24 @@ impl StateMachine {
         Reply(Ok(Response::Done(Done {})))
     }
 
+    /// Ends a run: the last one of it can be read, and everyone is answered.
+    fn end(&mut self, run: &mut Run) {
+        self.publish();
+        for (responder, reply) in run.answers.drain(..) {
+            responder.send(reply);
+        }
+        if let Some(began) = run.began.take() {
+            let entries = std::mem::take(&mut run.entries);
+            let index = self.mark.applied.map_or(0, |log_id| log_id.index);
+            self.pace.applied(began, Instant::now(), entries, index);
+        }
+    }
+
     /// Makes what was applied visible, then tells those who wait for it.
-    fn publish(&mut self, answers: &mut Vec<(openraft::storage::ApplyResponder<Types>, Reply)>) {
+    fn publish(&mut self) {
         self.state.seal(self.mark.encode());
         if !self.leases.is_empty() {
+            self.count_leases();
             (self.shell.lease_sink)(&self.leases);
             self.leases.clear();
         }
@@ -203,8 +233,15 @@ impl StateMachine {
                 .feed
                 .publish(std::mem::replace(&mut self.changes, next));
         }
-        for (responder, reply) in answers.drain(..) {
-            responder.send(reply);
+    }
+
+    fn count_leases(&self) {
+        for change in &self.leases {
+            match change {
+                LeaseChange::Granted(_) => self.shell.metrics.leases_granted.increment(),
+                LeaseChange::Revoked { .. } => self.shell.metrics.leases_revoked.increment(),
+                LeaseChange::Checkpointed(_) => {}
+            }
         }
     }
 
@@ -228,9 +265,9 @@ impl RaftStateMachine<Types> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
     {
-        let mut answers = Vec::new();
-        let mut unsealed = 0;
+        let mut run = Run::default();
         while let Some((entry, responder)) = entries.try_next().await? {
+            run.began.get_or_insert_with(Instant::now);
             let reply = match &entry.payload {
                 EntryPayload::Blank => Reply(Ok(Response::Done(Done {}))),
                 EntryPayload::Normal(command) => self.apply_command(entry.log_id, command)?,
@@ -240,15 +277,14 @@ impl RaftStateMachine<Types> for StateMachine {
             };
             self.mark.applied = Some(entry.log_id);
             if let Some(responder) = responder {
-                answers.push((responder, reply));
+                run.answers.push((responder, reply));
             }
-            unsealed += 1;
-            if unsealed == SEAL_EVERY {
-                self.publish(&mut answers);
-                unsealed = 0;
+            run.entries += 1;
+            if run.entries == SEAL_EVERY {
+                self.end(&mut run);
             }
         }
-        self.publish(&mut answers);
+        self.end(&mut run);
         self.saving.wait_below(UNSAVED_LIMIT).await;
         Ok(())
     }
@@ -258,6 +294,7 @@ impl RaftStateMachine<Types> for StateMachine {
             source: Some(self.state.snapshot()),
             mark: self.mark.clone(),
             snapshots: self.shell.snapshots.clone(),
+            metrics: self.shell.metrics.clone(),
         }
     }
 
@@ -271,12 +308,11 @@ impl RaftStateMachine<Types> for StateMachine {
         // Durable before it is state: the log before it is about to be purged.
         tokio::task::block_in_place(|| self.shell.snapshots.installed(&file, meta))?;
         self.saving.stop();
-        let (defragmenter, failure) = (self.shell.defragmenter.clone(), self.shell.failure.clone());
-        self.saving = Saving::start(state.saver(), defragmenter, failure);
+        self.saving = start_saving(&state, &self.shell);
         self.state.replace(state);
         self.mark = mark;
         self.members_changed = true;
-        self.publish(&mut Vec::new());
+        self.publish();
         self.changes.last = self.state.reader().revision();
         self.shell.feed.jump(self.changes.last);
         Ok(())
@@ -287,11 +323,21 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 }
 
+fn start_saving(state: &State, shell: &Shell) -> Saving {
+    Saving::start(
+        state.saver(),
+        shell.defragmenter.clone(),
+        shell.failure.clone(),
+        shell.metrics.clone(),
+    )
+}
+
 /// Writes one snapshot, while entries go on being applied.
 pub struct Builder {
     source: Option<SnapshotSource>,
     mark: Mark,
     snapshots: Arc<SnapshotStore>,
+    metrics: Arc<Metrics>,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -306,10 +352,12 @@ impl RaftSnapshotBuilder<Types> for Builder {
             last_log_id: self.mark.applied,
             last_membership: self.mark.membership.clone(),
         };
-        let snapshots = self.snapshots.clone();
-        tokio::task::spawn_blocking(move || snapshots.build(meta, source))
+        let (snapshots, began) = (self.snapshots.clone(), Instant::now());
+        let built = tokio::task::spawn_blocking(move || snapshots.build(meta, source))
             .await
-            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        self.metrics.snapshots_taken.observe(began.elapsed());
+        built
     }
 }
 

@@ -44,6 +44,7 @@ fn shell(snapshots: Arc<SnapshotStore>) -> Shell {
         members: watch::channel(()).0,
         feed: Default::default(),
         failure: Failure::default(),
+        metrics: Arc::default(),
         closed: oneshot::channel().0,
     }
 }

@@ -78,6 +78,7 @@ impl Backups {
             Ok::<_, io::Error>((file, size))
         });
         let (file, size) = written.await.map_err(|_| Error::Stopped)??;
+        server.metrics().backups.observe(started.elapsed());
         tracing::info!(revision, bytes = size, took = ?started.elapsed(), "wrote a backup; sending it");
         Ok(Spooled {
             revision,

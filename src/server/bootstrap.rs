@@ -124,7 +124,7 @@ pub async fn enter(
         return Ok(());
     }
     let nobody = Identity::new(data_dir.member_id()?, 0, Box::new(|_| Ok(())));
-    let peers = Peers::new(Arc::new(nobody), timing, tls);
+    let peers = Peers::new(Arc::new(nobody), timing, tls, Arc::default());
     let request = join_request(meeting, data_dir.member_id()?, false);
     let mut complaints = Complaints::new();
     loop {
@@ -633,6 +633,7 @@ mod tests {
             identity: Arc::new(Identity::new(member_id, 0, Box::new(|_| Ok(())))),
             lease_sink: Arc::new(|_| {}),
             token_sink: Arc::new(|_| {}),
+            metrics: Arc::default(),
         };
         let replica = Replica::open(options).await.expect("opened");
         let introduction = Introduction {

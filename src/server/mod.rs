@@ -61,6 +61,7 @@ use crate::raft::identity::Identity;
 use crate::raft::peer::{Introduction, PeerService};
 use crate::raft::replica::{Options, Replica};
 use crate::raft::state_machine::LeaseSink;
+use crate::raft::traffic::Incoming;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
 use crate::storage::fs::Fs;
@@ -332,7 +333,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let leases = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
     let fs = Arc::new(TimedFs::new(data_dir.join("wal"), metrics.clone()));
-    let replica = open(&config, &data_dir, fs, tokens.clone(), leases.sink(), to_peers).await?;
+    let parts = Parts {
+        fs,
+        tokens: tokens.clone(),
+        lease_sink: leases.sink(),
+        peer_tls: to_peers,
+        metrics: metrics.clone(),
+    };
+    let replica = open(&config, &data_dir, parts).await?;
     data_dir.mark_opened()?;
     let lease_leader = Arc::new(Leader::new(
         replica.clone(),
@@ -376,7 +384,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let peer_routes = tonic::service::Routes::new(peer_service)
         .prepare()
         .into_axum_router();
-    let peer_tasks = listen::serve(peers, TowerToHyperService::new(peer_routes), &stopping);
+    let peer_service = Incoming::new(peer_routes, replica.metrics().clone());
+    let peer_tasks = listen::serve(
+        peers,
+        listen::BETWEEN_MEMBERS,
+        TowerToHyperService::new(peer_service),
+        &stopping,
+    );
 
     let ending = Ending {
         signals,
@@ -487,9 +501,14 @@ async fn serve_clients(
         .collect();
     let (stop, stopping) = watch::channel(false);
     let port = Port::for_clients(&server, config.http.clone())?;
-    let mut tasks = listen::serve(listeners.clients, port, &stopping);
+    let mut tasks = listen::serve(listeners.clients, config.connections, port, &stopping);
     let port = Port::for_metrics(&server, config.http.clone());
-    tasks.extend(listen::serve(listeners.metrics, port, &stopping));
+    tasks.extend(listen::serve(
+        listeners.metrics,
+        config.connections,
+        port,
+        &stopping,
+    ));
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     let end = ending.comes().await;
     if end == End::Removed {
@@ -582,6 +601,7 @@ fn watches(config: &Config, replica: &Replica) -> Watches {
         replica.reader().clone(),
         replica.feed().clone(),
         replica.failure().clone(),
+        replica.metrics().clone(),
         options,
     )
 }
@@ -603,14 +623,16 @@ fn room(config: &Config) -> Room {
     }
 }
 
-async fn open(
-    config: &Config,
-    data_dir: &DataDir,
+/// What a replica is given of the server's.
+struct Parts {
     fs: Arc<dyn Fs>,
     tokens: Arc<Tokens>,
     lease_sink: LeaseSink,
     peer_tls: Option<Arc<ClientTls>>,
-) -> anyhow::Result<Replica> {
+    metrics: Arc<Metrics>,
+}
+
+async fn open(config: &Config, data_dir: &DataDir, parts: Parts) -> anyhow::Result<Replica> {
     let identity = Identity::new(
         data_dir.member_id()?,
         data_dir.cluster_id()?,
@@ -621,15 +643,16 @@ async fn open(
         has_log: data_dir.has_log(),
         snapshot_dir: data_dir.join("snapshots"),
         state_dir: data_dir.join("state"),
-        fs,
+        fs: parts.fs,
         trust_state: data_dir.trust_state(),
         timing: timing(config),
-        peer_tls,
+        peer_tls: parts.peer_tls,
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),
-        lease_sink,
-        token_sink: Arc::new(move |change| tokens.take(change)),
+        lease_sink: parts.lease_sink,
+        token_sink: Arc::new(move |change| parts.tokens.take(change)),
+        metrics: parts.metrics,
     };
     Replica::open(options)
         .await

@@ -89,6 +89,7 @@ async fn ask_until_answered(replica: &Replica, waiting: &mut Vec<Waiter>) -> u64
         match ask(replica).await {
             Some(index) => return index,
             None => {
+                replica.metrics().read_indexes_slow.increment();
                 let _ = tokio::time::timeout(RETRY, replica.changed()).await;
             }
         }

@@ -460,6 +460,11 @@ impl Reader {
         self.current.load().swept()
     }
 
+    /// Views that are held now.
+    pub fn open_views(&self) -> usize {
+        self.current.load().views()
+    }
+
     /// Keys in the index: those that exist, and deleted ones that are not reclaimed yet.
     pub fn key_count(&self) -> usize {
         self.current.load().key_count()

@@ -1,11 +1,13 @@
 //! Plain HTTP beside gRPC on the client port: health, metrics, keys and values for curl, and what does no harm.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::http::{Answer, Http, ask, get};
-use crate::support::process::{free_port, wait_for};
+use crate::support::process::wait_for;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_says_why_a_member_is_not_well() {
@@ -58,130 +60,6 @@ async fn health_says_why_a_member_is_not_well() {
     );
     assert_eq!(get(&url, "/readyz/serializable_read").await.status, 200);
     assert_eq!(get(&url, "/readyz?exclude=linearizable_read").await.status, 200);
-}
-
-/// The samples of a page, by name and labels.
-fn samples(answer: &Answer) -> BTreeMap<String, f64> {
-    assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/plain; version=0.0.4; charset=utf-8")
-    );
-    let text = answer.text();
-    let mut samples = BTreeMap::new();
-    let mut described = String::new();
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# ") {
-            described = rest.split(' ').nth(1).expect("a name").to_string();
-            continue;
-        }
-        let (name, value) = line
-            .rsplit_once(' ')
-            .unwrap_or_else(|| panic!("no sample: {line}"));
-        assert!(name.starts_with(&described), "{line} stands under {described}");
-        let value = value.parse().unwrap_or_else(|_| panic!("no number: {line}"));
-        let earlier = samples.insert(name.to_string(), value);
-        assert_eq!(earlier, None, "{name} is there twice");
-    }
-    samples
-}
-
-/// What etcd's dashboard and alerts ask for, as far as it is a sample without labels.
-const ON_DASHBOARDS: &[&str] = &[
-    "etcd_server_has_leader",
-    "etcd_server_is_leader",
-    "etcd_server_is_learner",
-    "etcd_server_leader_changes_seen_total",
-    "etcd_server_proposals_committed_total",
-    "etcd_server_proposals_applied_total",
-    "etcd_server_proposals_pending",
-    "etcd_server_proposals_failed_total",
-    "etcd_server_read_indexes_failed_total",
-    "etcd_server_health_success",
-    "etcd_server_health_failures",
-    "etcd_debugging_mvcc_current_revision",
-    "etcd_debugging_mvcc_compact_revision",
-    "etcd_debugging_mvcc_keys_total",
-    "etcd_mvcc_db_total_size_in_bytes",
-    "etcd_mvcc_db_total_size_in_use_in_bytes",
-    "etcd_debugging_mvcc_watch_stream_total",
-    "etcd_debugging_mvcc_watcher_total",
-    "etcd_debugging_mvcc_slow_watcher_total",
-    "etcd_debugging_lease_granted_total",
-    "etcd_debugging_lease_revoked_total",
-    "etcd_disk_wal_fsync_duration_seconds_count",
-    "etcd_disk_wal_write_bytes_total",
-    "etcd_mvcc_put_total",
-    "etcd_mvcc_range_total",
-    "etcd_mvcc_delete_total",
-    "etcd_mvcc_txn_total",
-    "etcd_network_client_grpc_received_bytes_total",
-    "etcd_network_client_grpc_sent_bytes_total",
-    "process_resident_memory_bytes",
-    "process_virtual_memory_bytes",
-    "process_cpu_seconds_total",
-    "process_start_time_seconds",
-    "process_open_fds",
-    "process_max_fds",
-    "os_fd_used",
-    "os_fd_limit",
-];
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_have_etcds_names_and_move() {
-    let port = free_port();
-    let metrics_url = format!("http://127.0.0.1:{port}");
-    let flags = ["--listen-metrics-urls", &metrics_url, "--metrics", "extensive"];
-    let cluster = Cluster::start_with(1, &flags).await;
-    let url = &cluster.members[0].client_url;
-    let before = samples(&get(url, "/metrics").await);
-    for name in ON_DASHBOARDS {
-        assert!(before.contains_key(*name), "{name} is missing");
-    }
-    let client = cluster.client(0);
-    for n in 0..10 {
-        let mut client = client.clone();
-        client.put(&format!("k{n}"), "value").await.expect("put");
-    }
-    // On the metrics port too, where there is nothing else.
-    let after = samples(&get(&metrics_url, "/metrics").await);
-    assert_eq!(get(&metrics_url, "/health").await.status, 200);
-    assert_eq!(get(&metrics_url, "/kv/k1").await.status, 404);
-    assert_eq!(get(&metrics_url, "/v3/kv/range").await.status, 404);
-    let grew = |name: &str| after[name] - before[name];
-    let put = r#"grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary""#;
-    for (name, by) in [
-        ("etcd_mvcc_put_total".to_string(), 10.0),
-        ("etcd_debugging_mvcc_current_revision".to_string(), 10.0),
-        ("etcd_debugging_mvcc_keys_total".to_string(), 10.0),
-        (format!("grpc_server_started_total{{{put}}}"), 10.0),
-        (format!("grpc_server_msg_received_total{{{put}}}"), 10.0),
-        (format!("grpc_server_msg_sent_total{{{put}}}"), 10.0),
-        (
-            format!(r#"grpc_server_handled_total{{grpc_code="OK",{put}}}"#),
-            10.0,
-        ),
-        (format!("grpc_server_handling_seconds_count{{{put}}}"), 10.0),
-        ("etcd_server_has_leader".to_string(), 0.0),
-    ] {
-        assert!((grew(&name) - by).abs() < 0.5, "{name} grew by {}", grew(&name));
-    }
-    for name in [
-        "etcd_network_client_grpc_sent_bytes_total",
-        "etcd_server_proposals_applied_total",
-        "etcd_disk_wal_fsync_duration_seconds_count",
-        "etcd_disk_wal_write_bytes_total",
-    ] {
-        assert!(grew(name) > 9.0, "{name} grew by {}", grew(name));
-    }
-    assert!(after["etcd_server_has_leader"] > 0.5 && after["process_resident_memory_bytes"] > 1e6);
-    let unknown = r#"etcd_server_client_requests_total{client_api_version="unknown",type="unary"}"#;
-    assert!(after[unknown] > 9.0);
-    assert!(
-        after
-            .keys()
-            .any(|name| name.starts_with("etcd_server_version{server_version=\"3.5."))
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -394,4 +272,36 @@ async fn curl_watches_and_puts_for_a_time() {
     );
     assert_eq!(ask(url, "PUT", "/kv/none?lease=123", &[], b"").await.status, 404);
     assert_eq!(ask(url, "PUT", "/kv/none?lease=xyz", &[], b"").await.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_a_connection_are_bounded_if_that_is_asked_for() {
+    // Of HTTP/2: an empty SETTINGS, and the number of SETTINGS_MAX_CONCURRENT_STREAMS.
+    const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const MAX_CONCURRENT_STREAMS: u16 = 3;
+    for (flags, expected) in [
+        (&[][..], None),
+        (&["--max-concurrent-streams", "7"], Some(7)),
+        (&["--max-concurrent-streams", "0"], None),
+    ] {
+        let cluster = Cluster::start_with(1, flags).await;
+        let address = cluster.members[0]
+            .client_url
+            .trim_start_matches("http://")
+            .to_string();
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", EMPTY_SETTINGS].concat();
+        stream.write_all(&preface).await.expect("sent");
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.expect("a frame");
+        assert_eq!(head[3], 4, "the first frame has the settings");
+        let mut settings = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut settings).await.expect("settings");
+        let streams = settings.chunks(6).find_map(|setting| {
+            let number = u16::from_be_bytes(setting[..2].try_into().expect("two bytes"));
+            let value = u32::from_be_bytes(setting[2..].try_into().expect("four bytes"));
+            (number == MAX_CONCURRENT_STREAMS).then_some(value)
+        });
+        assert_eq!(streams, expected, "{flags:?}");
+    }
 }

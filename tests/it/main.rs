@@ -26,6 +26,7 @@ mod learner;
 mod lease;
 mod maintenance;
 mod membership;
+mod metrics;
 mod permissions;
 mod range_stream;
 mod readme;

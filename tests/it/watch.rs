@@ -508,7 +508,7 @@ async fn a_watch_goes_on_over_the_install_of_a_snapshot() {
         "the log to be purged of what the one behind lacks",
         || async {
             let log = std::fs::read_to_string(cluster.members[leader].log_file()).ok()?;
-            log.contains("sending a snapshot").then_some(())
+            log.contains("a snapshot waits for").then_some(())
         },
     )
     .await;

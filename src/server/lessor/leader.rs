@@ -122,6 +122,8 @@ impl Leader {
             let reply = self.with_clock(term, |clock, now| reply(clock, request, now))?;
             let in_time = began.elapsed() < self.settings.extension;
             if let Some(reply) = reply.filter(|_| in_time) {
+                let promised = reply.renewed.iter().filter(|ttl| **ttl > 0).count();
+                self.replica.metrics().leases_renewed.add(promised as u64);
                 return Ok(LeaseClockReply { index, ..reply });
             }
         }
@@ -187,9 +189,11 @@ impl Leader {
             self.checkpoint(term, due.checkpoints).await?;
             due.expired
         };
-        let proposals = expired
-            .into_iter()
-            .map(|expire| self.propose(Op::LeaseExpire(expire)));
+        let proposals = expired.into_iter().map(|expire| async move {
+            self.propose(Op::LeaseExpire(expire)).await?;
+            self.replica.metrics().leases_expired.increment();
+            Ok(())
+        });
         // The rest of those that failed come again.
         futures::future::join_all(proposals).await.into_iter().collect()
     }

@@ -27,6 +27,7 @@ use tokio_util::either::Either;
 use self::authority::Lenient;
 use super::Tasks;
 use super::bind::Socket;
+use crate::config::Connections;
 use crate::tls::{CommonName, ServerStream, ServerTls};
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
@@ -79,12 +80,24 @@ impl<S: Service<http::Request<Incoming>>> Service<http::Request<Incoming>> for N
     }
 }
 
+/// Between members: any number of streams, and a silent one is found soon.
+pub const BETWEEN_MEMBERS: Connections = Connections {
+    max_streams: None,
+    ping_interval: Duration::from_secs(10),
+    ping_timeout: Duration::from_secs(20),
+};
+
 /// Serves on all sockets until `stopping`; each task then ends when its last request did.
-pub fn serve<B>(sockets: Vec<Socket>, service: impl Answers<B>, stopping: &watch::Receiver<bool>) -> Tasks
+pub fn serve<B>(
+    sockets: Vec<Socket>,
+    connections: Connections,
+    service: impl Answers<B>,
+    stopping: &watch::Receiver<bool>,
+) -> Tasks
 where
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let builder = builder();
+    let builder = builder(connections);
     sockets
         .into_iter()
         .map(|socket| {
@@ -94,7 +107,7 @@ where
         .collect()
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(connections: Connections) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -107,9 +120,9 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .adaptive_window(false)
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20)
-        .max_concurrent_streams(None)
-        .keep_alive_interval(Some(Duration::from_secs(10)))
-        .keep_alive_timeout(Duration::from_secs(20));
+        .max_concurrent_streams(connections.max_streams)
+        .keep_alive_interval(Some(connections.ping_interval))
+        .keep_alive_timeout(connections.ping_timeout);
     builder
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::ANSWER;
+use super::{ANSWER, probe};
 use crate::pb::pontoon::peer;
 use crate::raft::network::{Purpose, within};
 use crate::raft::peer::Introduction;
@@ -31,6 +31,7 @@ pub async fn follow(replica: &Replica, whereabouts: &Whereabouts) {
     tokio::select! {
         () = follow_records(replica) => {}
         () = look_around(replica, whereabouts) => {}
+        () = probe::ask_now_and_then(replica, &whereabouts.introduction) => {}
     }
 }
 
@@ -43,7 +44,14 @@ async fn follow_records(replica: &Replica) {
         if is_removed && !replica.standing().nodes.contains_key(&me) {
             return;
         }
-        for record in replica.reader().members() {
+        let records = replica.reader().members();
+        let others: BTreeSet<u64> = records
+            .iter()
+            .map(|record| record.id)
+            .filter(|id| *id != me)
+            .collect();
+        replica.peers().keep(&others);
+        for record in records {
             // Only what is new in the records is news: a member may have told since that it moved.
             if seen.get(&record.id) != Some(&record.peer_urls) {
                 replica.peers().moved(record.id, &record.peer_urls);

@@ -23,6 +23,7 @@
 
 mod follow;
 mod keeper;
+mod probe;
 mod roll;
 
 use std::time::Duration;

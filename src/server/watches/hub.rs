@@ -29,6 +29,7 @@ use super::index::{Index, Keys};
 use super::message::Message;
 use super::outbox::{Alarm, Outbox};
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -64,6 +65,7 @@ pub struct Options {
 pub struct Hub {
     state: Mutex<State>,
     reader: Reader,
+    metrics: Arc<Metrics>,
     options: Options,
     /// Rung when there is something to catch up on.
     pub(super) alarm: Arc<Alarm>,
@@ -115,6 +117,8 @@ pub struct Counts {
     pub watchers: usize,
     /// Watchers that catch up.
     pub lagging: usize,
+    /// Events on their way to clients.
+    pub pending: usize,
 }
 
 /// For whom a watcher is.
@@ -162,7 +166,7 @@ struct Group {
 
 impl Hub {
     /// No watchers yet.
-    pub fn new(reader: Reader, options: Options) -> Hub {
+    pub fn new(reader: Reader, metrics: Arc<Metrics>, options: Options) -> Hub {
         let state = State {
             streams: HashMap::new(),
             watchers: HashMap::new(),
@@ -176,6 +180,7 @@ impl Hub {
         Hub {
             state: Mutex::new(state),
             reader,
+            metrics,
             options,
             alarm: Arc::default(),
         }
@@ -210,6 +215,7 @@ impl Hub {
             streams: state.streams.len(),
             watchers: state.watchers.len(),
             lagging: state.lagging.len(),
+            pending: state.streams.values().map(|stream| stream.outbox.events()).sum(),
         }
     }
 
@@ -464,6 +470,7 @@ impl Hub {
                 Some(_) => parcel.last,
                 None => last,
             };
+            self.metrics.watch_events.add(parcel.events.len() as u64);
             watcher.send(revision, parcel, self.options.fragment_bytes);
         }
         true

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use self::hub::{Hub, Options, Owner};
 use self::outbox::Outbox;
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::raft::feed::Feed;
@@ -70,9 +71,15 @@ struct Running {
 
 impl Watches {
     /// Starts the two threads; they end with the last clone.
-    pub fn start(reader: Reader, feed: Feed, failure: Failure, options: Options) -> Watches {
+    pub fn start(
+        reader: Reader,
+        feed: Feed,
+        failure: Failure,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Watches {
         feed.listen();
-        let hub = Arc::new(Hub::new(reader, options));
+        let hub = Arc::new(Hub::new(reader, metrics, options));
         let stopping = Arc::new(AtomicBool::new(false));
         let thread = |name: &str, work: Box<dyn Fn() -> storage::Result<()> + Send>| {
             let (stopping, failure) = (stopping.clone(), failure.clone());

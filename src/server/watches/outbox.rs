@@ -108,6 +108,11 @@ impl Outbox {
         has_room
     }
 
+    /// Events that wait for the client.
+    pub fn events(&self) -> usize {
+        self.lock().queue.iter().map(|message| message.events.len()).sum()
+    }
+
     /// Adds a message.
     pub fn push(&self, message: Message) {
         let mut inner = self.lock();

@@ -52,7 +52,7 @@ impl World {
         };
         World {
             saver: state.saver(),
-            hub: Hub::new(state.reader(), options),
+            hub: Hub::new(state.reader(), Default::default(), options),
             state,
             engine,
             untold: VecDeque::new(),

@@ -3,136 +3,26 @@
 //! A member knows two kinds of numbers. What the state and Raft know anyway (revision, sizes, leader) is read when
 //! somebody asks; what merely happens (requests, failures, durations) is gone unless it is counted. This module has
 //! the second kind: atomics, so that nobody waits for anybody, all present from the start, so that a rate begins at
-//! zero. Their names on the page that Prometheus reads, and those of the first kind, are in `http/metrics.rs`.
+//! zero. Their names on the page that Prometheus reads, and those of the first kind, are in `http/metrics`.
 //!
 //! No library: the names are etcd's, counters without `_total` and gauges with it among them, which
-//! `prometheus-client` can't write, and the two kinds of counter below are all that is needed.
+//! `prometheus-client` can't write, and the two kinds of [`instruments`] are all that is needed.
+//!
+//! Files: [`instruments`] what is counted with · [`calls`] of clients · [`traffic`] between members.
+
+pub mod calls;
+pub mod instruments;
+pub mod traffic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+pub use self::calls::{CODES, Calls};
+pub use self::instruments::{Counter, Histogram};
+use self::traffic::Traffic;
 use crate::pb;
-
-/// Only ever grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn increment(&self) {
-        self.add(1);
-    }
-
-    /// Some more.
-    pub fn add(&self, more: u64) {
-        self.0.fetch_add(more, Relaxed);
-    }
-
-    /// So many.
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
-
-/// How long something took, by upper bounds that double.
-#[derive(Debug)]
-pub struct Histogram {
-    /// The first bound, in microseconds.
-    first: u64,
-    /// One for each bound, and one for what is above all of them.
-    buckets: Box<[AtomicU64]>,
-    nanoseconds: AtomicU64,
-}
-
-impl Histogram {
-    /// Bounds of `first_us` microseconds, twice that, and so on.
-    pub fn new(first_us: u64, bounds: usize) -> Self {
-        Histogram {
-            first: first_us,
-            buckets: (0..=bounds).map(|_| AtomicU64::new(0)).collect(),
-            nanoseconds: AtomicU64::new(0),
-        }
-    }
-
-    /// It took so long.
-    pub fn observe(&self, took: Duration) {
-        let last = self.buckets.len() - 1;
-        let (mut at, mut bound) = (0, u128::from(self.first) * 1000);
-        while at < last && took.as_nanos() > bound {
-            at += 1;
-            bound *= 2;
-        }
-        self.buckets[at].fetch_add(1, Relaxed);
-        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.nanoseconds.fetch_add(nanoseconds, Relaxed);
-    }
-
-    /// How many took no longer than each bound (seconds); the last bound is infinite.
-    pub fn cumulative(&self) -> Vec<(f64, u64)> {
-        let mut seen = 0;
-        let last = self.buckets.len() - 1;
-        let bound = |at: usize| match at == last {
-            true => f64::INFINITY,
-            false => (self.first << at) as f64 / 1e6,
-        };
-        let upto = self.buckets.iter().enumerate().map(|(at, bucket)| {
-            seen += bucket.load(Relaxed);
-            (bound(at), seen)
-        });
-        upto.collect()
-    }
-
-    /// All of it together, in seconds.
-    pub fn sum(&self) -> f64 {
-        self.nanoseconds.load(Relaxed) as f64 / 1e9
-    }
-}
-
-/// gRPC's status codes: 0 to 16.
-pub const CODES: [&str; 17] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-];
-
-/// The calls of one gRPC method.
-#[derive(Debug)]
-pub struct Calls {
-    /// Package and service.
-    pub service: String,
-    /// The method's own name.
-    pub method: String,
-    /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
-    pub kind: &'static str,
-    /// Begun.
-    pub started: Counter,
-    /// Ended, by code.
-    pub handled: [Counter; CODES.len()],
-    /// Messages from clients.
-    pub received: Counter,
-    /// Messages to clients.
-    pub sent: Counter,
-    /// How long they took; only with `--metrics extensive`.
-    pub handling: Option<Histogram>,
-}
 
 /// Everything that is counted. Shared by all parts of a member.
 #[derive(Debug)]
@@ -145,18 +35,54 @@ pub struct Metrics {
     pub client_received_bytes: Counter,
     /// Bytes of messages to clients.
     pub client_sent_bytes: Counter,
+    /// What goes between this member and the others.
+    pub traffic: Traffic,
     /// Changes of the leader that this member saw.
     pub leader_changes: Counter,
     /// Proposals that got no answer, or a refusal for lack of a leader.
     pub proposals_failed: Counter,
+    /// Heartbeats of this member, as the leader, that were not answered in time.
+    pub heartbeats_failed: Counter,
     /// Read barriers that ran out of time.
     pub read_indexes_failed: Counter,
+    /// Questions for a read index that had to be asked again.
+    pub read_indexes_slow: Counter,
+    /// How long runs of entries took to be applied: 0.1 ms to 52 s.
+    pub applies: Histogram,
+    /// Those that took too long.
+    pub applies_slow: Counter,
     /// How long the log took to be durable: 1 ms to 8 s.
     pub wal_syncs: Histogram,
     /// Bytes written to the log.
     pub wal_bytes: Counter,
     /// How long snapshot files took to be durable.
     pub snapshot_syncs: Histogram,
+    /// How long snapshots took to be made, and to be durable.
+    pub snapshots_taken: Histogram,
+    /// How long snapshots took to be received, and to be durable: 0.1 s to 51 s.
+    pub snapshots_received: Histogram,
+    /// How long the engine took for a batch of what was applied: 1 ms to 8 s.
+    pub saves: Histogram,
+    /// How long backups took to be written: 10 ms to 655 s.
+    pub backups: Histogram,
+    /// How long defragmenting took: 0.1 s to 410 s.
+    pub defragmentations: Histogram,
+    /// How long checksums of everything took: 10 ms to 164 s.
+    pub hashes: Histogram,
+    /// How long checksums of all keys at a revision took: 10 ms to 164 s.
+    pub revision_hashes: Histogram,
+    /// Versions that were reclaimed after a compaction.
+    pub versions_reclaimed: Counter,
+    /// Events that were put on their way to clients.
+    pub watch_events: Counter,
+    /// Leases that began.
+    pub leases_granted: Counter,
+    /// Leases that ended, whatever ended them.
+    pub leases_revoked: Counter,
+    /// Renewals that this member promised, as the leader.
+    pub leases_renewed: Counter,
+    /// Leases that this member ended, as the leader, as their time was up.
+    pub leases_expired: Counter,
     /// Good answers of `/health`.
     pub health_successes: Counter,
     /// Bad answers of `/health`.
@@ -165,6 +91,12 @@ pub struct Metrics {
 
 /// Other versions of clients than the first so many are counted together.
 const MOST_VERSIONS: usize = 32;
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new(false)
+    }
+}
 
 impl Metrics {
     /// All at zero; durations of calls too if `extensive`.
@@ -179,12 +111,30 @@ impl Metrics {
             versions: ArcSwap::default(),
             client_received_bytes: Counter::default(),
             client_sent_bytes: Counter::default(),
+            traffic: Traffic::default(),
             leader_changes: Counter::default(),
             proposals_failed: Counter::default(),
+            heartbeats_failed: Counter::default(),
             read_indexes_failed: Counter::default(),
+            read_indexes_slow: Counter::default(),
+            applies: Histogram::new(100, 20),
+            applies_slow: Counter::default(),
             wal_syncs: Histogram::new(1000, 14),
             wal_bytes: Counter::default(),
             snapshot_syncs: Histogram::new(1000, 14),
+            snapshots_taken: Histogram::new(1000, 14),
+            snapshots_received: Histogram::new(100_000, 10),
+            saves: Histogram::new(1000, 14),
+            backups: Histogram::new(10_000, 17),
+            defragmentations: Histogram::new(100_000, 13),
+            hashes: Histogram::new(10_000, 15),
+            revision_hashes: Histogram::new(10_000, 15),
+            versions_reclaimed: Counter::default(),
+            watch_events: Counter::default(),
+            leases_granted: Counter::default(),
+            leases_revoked: Counter::default(),
+            leases_renewed: Counter::default(),
+            leases_expired: Counter::default(),
             health_successes: Counter::default(),
             health_failures: Counter::default(),
         }
@@ -233,42 +183,9 @@ impl Metrics {
     }
 }
 
-impl Calls {
-    fn new(method: &prost_reflect::MethodDescriptor, extensive: bool) -> Self {
-        let kind = match (method.is_client_streaming(), method.is_server_streaming()) {
-            (false, false) => "unary",
-            (true, false) => "client_stream",
-            (false, true) => "server_stream",
-            (true, true) => "bidi_stream",
-        };
-        Calls {
-            service: method.parent_service().full_name().to_string(),
-            method: method.name().to_string(),
-            kind,
-            started: Counter::default(),
-            handled: Default::default(),
-            received: Counter::default(),
-            sent: Counter::default(),
-            // 0.5 ms to 8 s.
-            handling: extensive.then(|| Histogram::new(500, 15)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_histogram_counts_up_to_and_with_each_bound() {
-        let histogram = Histogram::new(1000, 3);
-        for micros in [10, 1000, 1001, 4000, 4001, 9_000_000] {
-            histogram.observe(Duration::from_micros(micros));
-        }
-        let expected = [(0.001, 2), (0.002, 3), (0.004, 4), (f64::INFINITY, 6)];
-        assert_eq!(histogram.cumulative(), expected);
-        assert!((histogram.sum() - 9.010_012).abs() < 1e-9, "{}", histogram.sum());
-    }
 
     #[test]
     fn every_method_of_etcd_is_there_from_the_start_and_none_of_ours() {
