@@ -13,8 +13,8 @@ use super::failed::Failed;
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
-    auth, browse, check, endpoint, import, kv, lease, lock, maintenance, member, mirror, output, snapshot,
-    watch,
+    auth, bench, browse, check, endpoint, import, kv, lease, lock, maintenance, member, mirror, output,
+    snapshot, watch,
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
@@ -48,6 +48,7 @@ pub fn commands(command: Command) -> Command {
         mirror::commands(),
         vec![import::command()],
         check::commands(),
+        vec![bench::command()],
         vec![Command::new("version").about("Print the versions")],
     ];
     let global = |arg: Arg| arg.global(true);
@@ -313,6 +314,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "import" => import::run(context, matches).await,
         "make-mirror" => mirror::run(context, matches).await,
         "check" => check::run(context, matches).await,
+        "bench" => bench::run(context, matches).await,
         _ => version(),
     }
 }

@@ -4,6 +4,7 @@
 
 mod args;
 mod auth;
+mod bench;
 mod browse;
 mod check;
 mod cluster;

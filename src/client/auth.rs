@@ -16,7 +16,7 @@ const STALE: &str = "etcdserver: revision of auth store is old";
 
 impl Client {
     /// The token in use, fetched if need be; none without a login, or where none is asked for.
-    pub(super) async fn token(&self, channel: &Channel) -> Result<Option<String>, ClientError> {
+    pub async fn token(&self, channel: &Channel) -> Result<Option<String>, ClientError> {
         let Some((name, password)) = self.options.login.clone() else {
             return Ok(None);
         };

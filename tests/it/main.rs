@@ -8,6 +8,7 @@ mod architecture;
 mod auth;
 mod backup;
 mod bad_input;
+mod bench;
 mod checkers;
 mod cli;
 mod clients;

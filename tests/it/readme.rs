@@ -145,6 +145,7 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                     "cli" => "OK\nOK\napp/\n├── db/\n│   └── host\n└── name\nno port\n",
                     "lock" => "nobody else makes a backup now\n",
                     "break" => "OK\nhello\nstill here\n",
+                    "bench" => "+-",
                     "backup" => "Snapshot saved at backup.db\n",
                     other => panic!("a block of unknown kind {other}"),
                 };

@@ -1,0 +1,133 @@
+//! What must be there before a load begins: the keys that it reads, and, for compare-and-swap, what their revisions are.
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use tonic::transport::Channel;
+
+use super::super::failed::Failed;
+use super::super::output;
+use super::connections::Lanes;
+use super::keys::Draw;
+use super::plan::{Plan, Preload, Work};
+use super::work::Shared;
+use crate::client::ClientError;
+use crate::pb::etcdserverpb::kv_client::KvClient;
+use crate::pb::etcdserverpb::request_op::Request as Op;
+use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest};
+
+/// Keys that are written in one transaction, at most: servers take no more than 128.
+const BATCH_KEYS: u64 = 100;
+/// Bytes of it, about: servers take no more than 1.5 MiB.
+const BATCH_BYTES: usize = 512 << 10;
+/// Transactions under way.
+const UNDER_WAY: usize = 16;
+/// Keys whose revisions are read at a time.
+const PAGE: i64 = 10_000;
+
+/// Writes the keys that must be there, and learns what must be known.
+pub async fn prepare(lanes: &Lanes, shared: &Shared) -> Result<(), Failed> {
+    let channels: Vec<&Channel> = lanes.lanes.iter().flat_map(|lane| &lane.channels).collect();
+    let plan = &shared.plan;
+    let is_wanted = match plan.preload {
+        Preload::All => true,
+        Preload::Auto => plan.reads() && count(channels[0], shared).await? < plan.space.size,
+        Preload::None => false,
+    };
+    if is_wanted {
+        output::say(format!("writing {} keys first", plan.space.size));
+        write_all(&channels, shared).await?;
+    }
+    if plan.work == Work::Txn {
+        learn_revisions(channels[0], shared).await?;
+    }
+    Ok(())
+}
+
+/// How many of the keys there are.
+async fn count(channel: &Channel, shared: &Shared) -> Result<u64, Failed> {
+    let (key, range_end) = shared.plan.space.range(0, shared.plan.space.size);
+    let request = RangeRequest {
+        key,
+        range_end,
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    Ok(u64::try_from(range(channel, shared, request).await?.count).unwrap_or(0))
+}
+
+async fn write_all(channels: &[&Channel], shared: &Shared) -> Result<(), Failed> {
+    let plan = &shared.plan;
+    let step = batch(plan);
+    let batches = (0..plan.space.size.div_ceil(step)).map(|number| {
+        let first = number * step;
+        let keys = first..(first + step).min(plan.space.size);
+        let channel = channels[number as usize % channels.len()].clone();
+        async move {
+            let request = shared.request(puts(shared, keys)?);
+            let answer = KvClient::new(channel).txn(request).await;
+            answer.map(drop).map_err(failed)
+        }
+    });
+    futures::stream::iter(batches)
+        .buffer_unordered(UNDER_WAY)
+        .try_collect()
+        .await
+}
+
+/// How many keys go into a transaction.
+fn batch(plan: &Plan) -> u64 {
+    let pair = plan.space.name(0).len() + plan.value_size;
+    let fits = BATCH_BYTES / pair.max(1);
+    (fits as u64).clamp(1, BATCH_KEYS)
+}
+
+fn puts(shared: &Shared, keys: std::ops::Range<u64>) -> Result<TxnRequest, Failed> {
+    let plan = &shared.plan;
+    let mut draw = Draw::new(plan.distribution, plan.space.size, plan.seed, keys.start, 1)
+        .ok_or_else(|| Failed::arguments("--distribution: keys can't be drawn so"))?;
+    let put = |number| PutRequest {
+        key: plan.space.name(number),
+        value: draw.value(&shared.values),
+        ..PutRequest::default()
+    };
+    let op = |put| RequestOp {
+        request: Some(Op::RequestPut(put)),
+    };
+    Ok(TxnRequest {
+        success: keys.map(put).map(op).collect(),
+        ..TxnRequest::default()
+    })
+}
+
+async fn learn_revisions(channel: &Channel, shared: &Shared) -> Result<(), Failed> {
+    let (mut key, range_end) = shared.plan.space.range(0, shared.plan.space.size);
+    loop {
+        let request = RangeRequest {
+            key,
+            range_end: range_end.clone(),
+            limit: PAGE,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        let page = range(channel, shared, request).await?;
+        for kv in &page.kvs {
+            if let Some(number) = shared.plan.space.number(&kv.key) {
+                shared.has_seen(number, kv.mod_revision);
+            }
+        }
+        match page.kvs.last() {
+            Some(last) if page.more => key = Bytes::from([&last.key, &b"\0"[..]].concat()),
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn range(channel: &Channel, shared: &Shared, request: RangeRequest) -> Result<RangeResponse, Failed> {
+    let mut kv = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+    let answer = kv.range(shared.request(request)).await.map_err(failed)?;
+    Ok(answer.into_inner())
+}
+
+fn failed(status: tonic::Status) -> Failed {
+    ClientError::Server(status).into()
+}
