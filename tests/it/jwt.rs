@@ -287,7 +287,14 @@ async fn keys_that_are_no_use_are_named() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::write(dir.path().join("noise.pem"), "no key").expect("written");
     let noise = dir.path().join("noise.pem").display().to_string();
-    for (options, words) in [
+    let mut useless = Vec::new();
+    if let Some(keys) = Keys::make(dir.path()) {
+        let two = keys.flag("ES256", "ec").replace("ec.pub", "ec-old.pub");
+        useless.push((two, "priv-key and pub-key are no pair"));
+        useless.push((keys.flag("ES256", "ec384"), "priv-key is no key for ES256"));
+        useless.push((keys.flag("RS256", "ed"), "priv-key is no key for RS256"));
+    }
+    useless.extend([
         (
             "jwt,sign-method=RS999,priv-key=k".to_string(),
             "sign-method=\"RS999\" is not supported",
@@ -304,7 +311,8 @@ async fn keys_that_are_no_use_are_named() {
         ("jwt,what=x".to_string(), "\"what=x\" is none of"),
         ("jwt".to_string(), "--auth-token"),
         ("kerberos".to_string(), "--auth-token"),
-    ] {
+    ]);
+    for (options, words) in useless {
         let output = Command::new(BINARY)
             .args(["serve", "--listen-client-urls", "http://127.0.0.1:0"])
             .args([
