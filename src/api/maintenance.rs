@@ -95,8 +95,8 @@ impl Service for Maintenance {
         Ok(Response::new(StatusResponse {
             header: Some(header(server, reader.revision())),
             version: ETCD_VERSION.to_string(),
-            db_size: (reader.size_on_disk() + reader.unsaved_bytes()) as i64,
-            db_size_in_use: reader.logical_size() as i64,
+            db_size: reader.size() as i64,
+            db_size_in_use: reader.size_in_use() as i64,
             db_size_quota: server.space().quota() as i64,
             leader: raft.leader.unwrap_or(0),
             raft_index: raft.committed,

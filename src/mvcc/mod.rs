@@ -31,6 +31,7 @@ mod save;
 mod write;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -378,6 +379,12 @@ pub struct View {
     store: Arc<Store>,
     revision: i64,
     compacted: i64,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View({}..={})", self.compacted, self.revision)
+    }
 }
 
 impl Drop for View {

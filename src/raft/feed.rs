@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::pb::mvccpb::Event;
-use crate::state::Changes;
+use crate::state::{Changes, View};
 
 /// Bytes of events that may wait, about. The store holds them anyway: what this costs is what the events take beside
 /// their keys and values.
@@ -18,10 +18,11 @@ const LIMIT: usize = 16 << 20;
 const EVENT: usize = 200;
 
 /// Something new.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum News {
-    /// All that happened since the last news.
-    Changes(Changes),
+    /// All that happened since the last news, and the store as it then was: what a later compaction takes, pairs from
+    /// before a change among it, can still be read from there.
+    Changes(Changes, View),
     /// The store is at this revision; what happened before is not told.
     Jump(i64),
 }
@@ -56,8 +57,8 @@ impl Feed {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells what happened up to a sealed point.
-    pub fn publish(&self, changes: Changes) {
+    /// Tells what happened up to a sealed point, of which `view` is made.
+    pub fn publish(&self, changes: Changes, view: impl FnOnce() -> View) {
         let mut queue = self.queue();
         if !queue.open {
             return;
@@ -67,7 +68,7 @@ impl Feed {
             drop(queue);
             return self.jump(changes.last);
         }
-        queue.waiting.push_back(News::Changes(changes));
+        queue.waiting.push_back(News::Changes(changes, view()));
         drop(queue);
         self.shared.news.notify_one();
     }
@@ -100,7 +101,7 @@ impl Feed {
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let news = queue.waiting.pop_front()?;
         queue.bytes -= match &news {
-            News::Changes(changes) => EVENT + size(&changes.events),
+            News::Changes(changes, _) => EVENT + size(&changes.events),
             News::Jump(_) => EVENT,
         };
         Some(news)
@@ -119,6 +120,8 @@ impl Feed {
 mod tests {
     use super::*;
     use crate::pb::mvccpb::KeyValue;
+    use crate::state::{Options, Reader, State};
+    use crate::storage::Memory;
 
     fn changes(last: i64, value: usize) -> Changes {
         let kv = KeyValue {
@@ -136,37 +139,54 @@ mod tests {
         }
     }
 
-    fn next(feed: &Feed) -> Option<News> {
-        feed.next(Duration::ZERO)
+    /// News without their view.
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Changes(Changes),
+        Jump(i64),
+    }
+
+    fn next(feed: &Feed) -> Option<Told> {
+        feed.next(Duration::ZERO).map(|news| match news {
+            News::Changes(changes, _) => Told::Changes(changes),
+            News::Jump(revision) => Told::Jump(revision),
+        })
+    }
+
+    fn store() -> Reader {
+        let (state, _) = State::open(Arc::new(Memory::default()), Options::default()).expect("opened");
+        state.reader()
     }
 
     #[test]
     fn news_come_in_order_once_somebody_listens() {
-        let feed = Feed::default();
-        feed.publish(changes(2, 1));
+        let (feed, store) = (Feed::default(), store());
+        let publish = |revision| feed.publish(changes(revision, 1), || store.view());
+        publish(2);
         feed.listen();
-        feed.publish(changes(3, 1));
-        feed.publish(changes(4, 1));
-        assert_eq!(next(&feed), Some(News::Changes(changes(3, 1))));
-        assert_eq!(next(&feed), Some(News::Changes(changes(4, 1))));
+        publish(3);
+        publish(4);
+        assert_eq!(next(&feed), Some(Told::Changes(changes(3, 1))));
+        assert_eq!(next(&feed), Some(Told::Changes(changes(4, 1))));
         assert_eq!(next(&feed), None);
         feed.close();
-        feed.publish(changes(5, 1));
+        publish(5);
         assert_eq!(next(&feed), None);
     }
 
     #[test]
     fn a_full_feed_forgets_and_says_so() {
-        let feed = Feed::default();
+        let (feed, store) = (Feed::default(), store());
+        let publish = |revision, value| feed.publish(changes(revision, value), || store.view());
         feed.listen();
         for revision in 2..7 {
-            feed.publish(changes(revision, LIMIT / 4));
+            publish(revision, LIMIT / 4);
         }
-        assert_eq!(next(&feed), Some(News::Jump(5)));
-        assert_eq!(next(&feed), Some(News::Changes(changes(6, LIMIT / 4))));
-        feed.publish(changes(7, LIMIT / 2));
+        assert_eq!(next(&feed), Some(Told::Jump(5)));
+        assert_eq!(next(&feed), Some(Told::Changes(changes(6, LIMIT / 4))));
+        publish(7, LIMIT / 2);
         feed.jump(9);
-        assert_eq!(next(&feed), Some(News::Jump(9)));
+        assert_eq!(next(&feed), Some(Told::Jump(9)));
         assert_eq!(next(&feed), None);
         assert_eq!(feed.queue().bytes, 0);
     }

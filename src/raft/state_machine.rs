@@ -229,9 +229,8 @@ impl StateMachine {
                 last: self.changes.last,
                 ..Changes::default()
             };
-            self.shell
-                .feed
-                .publish(std::mem::replace(&mut self.changes, next));
+            let changes = std::mem::replace(&mut self.changes, next);
+            self.shell.feed.publish(changes, || self.state.reader().view());
         }
     }
 

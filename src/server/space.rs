@@ -126,15 +126,14 @@ impl Space {
         }
     }
 
-    /// What the applied state takes on disk now.
+    /// What the applied state takes now.
     fn look(&self) {
         let inner = &*self.inner;
         let reader = inner.replica.reader();
+        // What is not there yet needs room too.
         let unsaved = reader.unsaved_bytes();
         // Before the charge goes: a request may count twice for a moment, but not never.
-        inner
-            .size
-            .store(reader.size_on_disk() + unsaved, Ordering::Relaxed);
+        inner.size.store(reader.size(), Ordering::Relaxed);
         inner.charged.store(0, Ordering::Relaxed);
         let free = match inner.room.reserve {
             0 => return,

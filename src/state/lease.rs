@@ -54,13 +54,19 @@ pub enum LeaseChange {
 /// Changes of leases by one command, in order.
 pub type LeaseChanges = Vec<LeaseChange>;
 
-/// Begins a lease. Its id and TTL were checked by the proposer.
+/// The longest that a lease may last: etcd's limit, in seconds.
+const MAX_TTL: i64 = 9_000_000_000;
+
+/// Begins a lease. The proposer picked an id if the client did not, and raised a TTL that was too short.
 pub fn grant(
     write: &mut Write<'_>,
     request: &LeaseGrantRequest,
     place: Place,
     changes: &mut LeaseChanges,
 ) -> Result<LeaseGrantResponse, Error> {
+    if request.ttl > MAX_TTL {
+        return Err(Error::LeaseTtlTooLarge);
+    }
     if exists(write, request.id) {
         return Err(Error::LeaseExists);
     }

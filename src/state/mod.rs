@@ -440,9 +440,14 @@ impl Reader {
         cluster::is_removed(&self.current.load(), id)
     }
 
-    /// Bytes of all keys and values that are kept, of every revision.
-    pub fn logical_size(&self) -> u64 {
-        self.current.load().bytes()
+    /// Bytes that the store takes: on disk, and applied but not there yet.
+    pub fn size(&self) -> u64 {
+        self.size_on_disk() + self.unsaved_bytes()
+    }
+
+    /// Bytes of it that are in use: all keys and values that are kept, of every revision.
+    pub fn size_in_use(&self) -> u64 {
+        self.current.load().bytes().min(self.size())
     }
 
     /// Bytes that are applied, but not in the engine yet.
@@ -451,7 +456,7 @@ impl Reader {
     }
 
     /// Bytes that the engine takes on disk; 0 if it can't tell.
-    pub fn size_on_disk(&self) -> u64 {
+    fn size_on_disk(&self) -> u64 {
         self.current.load().size_on_disk().unwrap_or(0)
     }
 

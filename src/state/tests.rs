@@ -344,7 +344,7 @@ fn reclaiming_frees_what_compaction_left_behind() {
     }
     member.saver.save().expect("saved");
     let before = (
-        member.state.reader().logical_size(),
+        member.state.reader().size_in_use(),
         member.engine.size_on_disk().expect("a size"),
     );
     let compact = CompactionRequest {
@@ -361,11 +361,11 @@ fn reclaiming_frees_what_compaction_left_behind() {
         },
     );
     while member.saver.sweep(100).expect("swept") {}
-    assert_eq!(member.state.reader().logical_size(), before.0);
+    assert_eq!(member.state.reader().size_in_use(), before.0);
     drop(view);
     while member.saver.sweep(100).expect("swept") {}
     let after = (
-        member.state.reader().logical_size(),
+        member.state.reader().size_in_use(),
         member.engine.size_on_disk().expect("a size"),
     );
     assert!(

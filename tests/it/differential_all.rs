@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -19,10 +20,10 @@ use pontoon::pb::etcdserverpb::request_op::Request as Op;
 use pontoon::pb::etcdserverpb::watch_client::WatchClient;
 use pontoon::pb::etcdserverpb::watch_request::RequestUnion;
 use pontoon::pb::etcdserverpb::{
-    AlarmRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberAddRequest, MemberListRequest,
-    MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, MoveLeaderRequest, ResponseHeader,
-    WatchCreateRequest, WatchRequest, WatchResponse,
+    AlarmRequest, DefragmentRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest,
+    LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberAddRequest,
+    MemberAddResponse, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest,
+    MoveLeaderRequest, ResponseHeader, StatusRequest, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -30,7 +31,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::differential::excluded;
 use crate::support::cluster::{Cluster, PATIENCE};
@@ -75,6 +76,8 @@ enum Call {
     Leases,
     KeepAlive(i64),
     HashKv(i64),
+    Status,
+    Defragment,
     Alarm(AlarmRequest),
     Members {
         linearizable: bool,
@@ -202,6 +205,20 @@ impl Server {
                     .into_inner();
                 text((stripped(r.header), r.compact_revision))
             }
+            Call::Status => {
+                let r = self.maintenance.status(StatusRequest {}).await?.into_inner();
+                let leads = r
+                    .header
+                    .as_ref()
+                    .is_some_and(|header| header.member_id == r.leader);
+                let fits = r.db_size >= r.db_size_in_use;
+                text((stripped(r.header), leads, fits, r.errors, r.is_learner))
+            }
+            Call::Defragment => {
+                let r = self.maintenance.defragment(DefragmentRequest {}).await?;
+                // etcd sends no header.
+                text(r.into_inner().header.map(|_| ()))
+            }
             Call::Alarm(request) => {
                 let r = self.maintenance.alarm(request).await?.into_inner();
                 // etcd 3.4 sends no header.
@@ -227,7 +244,7 @@ impl Server {
                     peer_ur_ls: vec![url.to_string()],
                     is_learner: true,
                 };
-                let r = self.cluster.member_add(request).await?.into_inner();
+                let r = self.add_member(request).await?;
                 let member = r.member.unwrap_or_default();
                 self.learner = member.id;
                 text((
@@ -302,6 +319,22 @@ impl Server {
     }
 }
 
+impl Server {
+    /// etcd makes a member's id of its address and the time in seconds, and an id that was removed never comes back:
+    /// within the second in which the same address was removed it answers that the member is not found.
+    async fn add_member(&mut self, request: MemberAddRequest) -> Result<MemberAddResponse, Status> {
+        let next_second = Instant::now() + Duration::from_secs(2);
+        loop {
+            match self.cluster.member_add(request.clone()).await {
+                Err(status) if status.code() == Code::NotFound && Instant::now() < next_second => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                answer => return answer.map(tonic::Response::into_inner),
+            }
+        }
+    }
+}
+
 fn is_nested(call: &Call) -> bool {
     let Call::Kv(Request::Txn(txn)) = call else {
         return false;
@@ -363,6 +396,7 @@ impl Source {
             },
             17 => self.member_call(),
             18 => Call::MoveLeader(self.rng.random_range(0..3)),
+            19 => self.maintenance_call(),
             _ => self.kv(revision),
         }
     }
@@ -384,6 +418,13 @@ impl Source {
             },
             11 => Call::Leases,
             _ => Call::KeepAlive(id),
+        }
+    }
+
+    fn maintenance_call(&mut self) -> Call {
+        match self.rng.random_range(0..8) {
+            0 => Call::Defragment,
+            _ => Call::Status,
         }
     }
 
@@ -415,7 +456,10 @@ impl Source {
             3 => revision + self.rng.random_range(1..4),
             // Not negative: etcd before 3.6 takes that for the oldest there is, later ones and we refuse it.
             4 => (self.compacted - 1).max(0),
-            _ => self.rng.random_range(self.compacted.max(1)..=revision),
+            // Nor the compacted one: etcd tells of the deletions there only until it has cleaned up.
+            _ => self
+                .rng
+                .random_range(revision.min(self.compacted + 1).max(1)..=revision),
         };
         let filters = match self.rng.random_range(0..6) {
             0 => vec![0],
@@ -643,7 +687,7 @@ impl Run {
 }
 
 /// What a run must have met, or it says little.
-const MUST_MEET: [(&str, &str); 16] = [
+const MUST_MEET: [(&str, &str); 18] = [
     ("Grant", "ok"),
     ("Grant", "etcdserver: lease already exists"),
     ("Grant", "etcdserver: too large lease TTL"),
@@ -658,6 +702,8 @@ const MUST_MEET: [(&str, &str); 16] = [
         "etcdserver: mvcc: required revision is a future revision",
     ),
     ("HashKv", "etcdserver: mvcc: required revision has been compacted"),
+    ("Status", "ok"),
+    ("Defragment", "ok"),
     ("Alarm", "ok"),
     ("Kv", "etcdserver: mvcc: database space exceeded"),
     ("Members", "ok"),

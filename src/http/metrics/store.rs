@@ -38,7 +38,7 @@ fn sizes(page: &mut Page, server: &Server) {
         "etcd_mvcc_db_total_size_in_bytes",
         "etcd_debugging_mvcc_db_total_size_in_bytes",
     ] {
-        page.gauge(name, "Size of the store on disk.", reader.size_on_disk());
+        page.gauge(name, "Size of the store.", reader.size());
     }
     page.gauge(
         "etcd_disk_defrag_inflight",
@@ -53,7 +53,7 @@ fn sizes(page: &mut Page, server: &Server) {
     page.gauge(
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         "Size of all keys and values that are kept, of every revision.",
-        reader.logical_size(),
+        reader.size_in_use(),
     );
     page.gauge(
         "etcd_mvcc_db_open_read_transactions",

@@ -29,8 +29,6 @@ use crate::raft::peer::LeaseClock;
 use crate::raft::replica::Replica;
 use crate::state::auth::{Access, Auth, Who};
 
-/// etcd's limit: seconds.
-const MAX_TTL: i64 = 9_000_000_000;
 /// Questions in one batch at most.
 const BATCH: usize = 4096;
 /// Batches under way at once; questions wait while there are as many.
@@ -69,9 +67,6 @@ impl Server {
         id: i64,
         ttl: i64,
     ) -> Result<LeaseGrantResponse, Error> {
-        if ttl > MAX_TTL {
-            return Err(Error::LeaseTtlTooLarge);
-        }
         let ttl = ttl.max(shortest_ttl(self.replica.timing().election));
         if id != 0 {
             return self.grant_lease_as(who, id, ttl).await;

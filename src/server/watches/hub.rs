@@ -351,8 +351,7 @@ impl Hub {
         let mut state = self.lock();
         self.hold_against_auth(&mut state);
         match news {
-            News::Changes(changes) if changes.last > state.revision => {
-                let view = self.reader.view();
+            News::Changes(changes, view) if changes.last > state.revision => {
                 let known = changes
                     .events
                     .partition_point(|event| mod_revision(event) <= state.revision);
@@ -366,7 +365,7 @@ impl Hub {
                 state.revision = changes.last;
             }
             // Read from the store before.
-            News::Changes(_) => {}
+            News::Changes(..) => {}
             News::Jump(revision) => {
                 state.jump(revision);
                 self.alarm.ring();

@@ -20,7 +20,7 @@ use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::pb::pontoon::command::{Command, command::Op};
 use crate::raft::feed::News;
-use crate::state::{self, Changes, Place, Saver, State};
+use crate::state::{self, Changes, Place, Saver, State, View};
 use crate::storage::{Engine, Memory};
 
 const PROGRESS: Duration = Duration::from_secs(600);
@@ -32,7 +32,7 @@ struct World {
     engine: Arc<dyn Engine>,
     saver: Saver,
     hub: Hub,
-    untold: VecDeque<Changes>,
+    untold: VecDeque<(Changes, View)>,
     /// Everything that ever happened, with the pairs from before.
     past: Vec<Event>,
     now: Instant,
@@ -83,10 +83,11 @@ impl World {
         };
         self.past.extend(outcome.events.iter().map(with_previous));
         if !outcome.events.is_empty() {
-            self.untold.push_back(Changes {
+            let changes = Changes {
                 events: outcome.events,
                 last: outcome.revision,
-            });
+            };
+            self.untold.push_back((changes, self.state.reader().view()));
         }
         outcome.revision
     }
@@ -123,8 +124,10 @@ impl World {
 
     /// The hub is told one sealed point, if there is one.
     fn tell(&mut self) {
-        if let Some(changes) = self.untold.pop_front() {
-            self.hub.tell(News::Changes(changes), self.now).expect("told");
+        if let Some((changes, view)) = self.untold.pop_front() {
+            self.hub
+                .tell(News::Changes(changes, view), self.now)
+                .expect("told");
         }
     }
 
@@ -573,6 +576,29 @@ fn large_revisions_are_cut_for_those_who_ask() {
     );
 }
 
+/// Kubernetes can't do without the pair from before a deletion.
+#[test]
+fn a_compaction_takes_no_previous_pair_from_who_was_not_told_yet() {
+    let mut world = World::new();
+    let client = world.open();
+    let request = WatchCreateRequest {
+        prev_kv: true,
+        ..watch("a", "", 0)
+    };
+    world.create(&client, request);
+    world.put("a", "1");
+    let last = world.delete("a");
+    world.compact(last);
+    world.saver.save().expect("saved");
+    world.saver.sweep(100).expect("swept");
+    world.settle();
+    let previous: Vec<Option<Bytes>> = std::iter::from_fn(|| client.take_one())
+        .flat_map(|response| response.events)
+        .map(|event| event.prev_kv.map(|kv| kv.value))
+        .collect();
+    assert_eq!(previous, [None, Some(bytes("1"))]);
+}
+
 #[test]
 fn a_jump_is_read_from_the_store() {
     let mut world = World::new();
@@ -582,11 +608,13 @@ fn a_jump_is_read_from_the_store() {
     world.put("a", "1");
     world.put("a", "2");
     let last = world.put("a", "3");
-    let stale = world.untold.clone();
-    world.untold.clear();
+    let stale = std::mem::take(&mut world.untold);
     world.hub.tell(News::Jump(last), world.now).expect("told");
-    for changes in stale {
-        world.hub.tell(News::Changes(changes), world.now).expect("told");
+    for (changes, view) in stale {
+        world
+            .hub
+            .tell(News::Changes(changes, view), world.now)
+            .expect("told");
     }
     world.settle();
     assert_eq!(
