@@ -18,8 +18,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::Instant as _;
+
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::type_config::alias::WatchReceiverOf;
 use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
@@ -33,7 +35,7 @@ use super::read_index::{ReadIndexError, Rounds};
 use super::saving::{DefragmentError, Defragmenter, engine_dirs, numbered_engines};
 use super::snapshot::SnapshotStore;
 use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
-use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Vote};
+use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Types, Vote};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::pb::pontoon::command::reply;
@@ -652,11 +654,9 @@ impl Replica {
         last.is_some_and(|ago| ago < limit)
     }
 
-    /// Waits until something about Raft changed: the leader, perhaps.
+    /// Waits until something about Raft changes from now on: the leader, perhaps.
     pub async fn changed(&self) {
-        let mut metrics = self.inner.raft.server_metrics();
-        // An error means that Raft stopped, which is a change too; `failure` tells.
-        let _ = metrics.changed().await;
+        next_change(self.inner.raft.server_metrics()).await;
     }
 
     /// How far this member is.
@@ -865,6 +865,14 @@ pub(super) fn rebuild(
     let (state, mark) = State::restore(engine, state::Options::default(), records)
         .map_err(|e| OpenError::State(e.to_string()))?;
     Ok((state, Mark::decode(&mark)?))
+}
+
+/// Waits for the next change of what is watched. A new receiver has seen nothing: what changed before would be news to it,
+/// and who waits in a loop would never rest.
+pub(super) async fn next_change<T: Send + Sync>(mut watched: WatchReceiverOf<Types, T>) {
+    drop(watched.borrow_and_update());
+    // An error means that Raft stopped, which is a change too; `failure` tells.
+    let _ = watched.changed().await;
 }
 
 /// Reports when openraft's core stops by itself.

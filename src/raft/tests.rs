@@ -7,17 +7,20 @@ mod lost_entries;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use openraft::storage::RaftStateMachine;
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{RaftSnapshotBuilder, StorageError};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use self::cluster::Cluster;
 use super::entry::new_log_id;
 use super::log_store::LogStore;
-use super::replica::Failure;
+use super::replica::{Failure, next_change};
 use super::saving::Defragmenter;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Mark, Shell, StateMachine};
@@ -150,4 +153,13 @@ async fn a_snapshot_makes_another_member_the_same() {
         "a reader from before sees the new state"
     );
     assert_eq!(reader.compacted(), 1500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_change_is_not_woken_by_what_was_before() {
+    let cluster = Cluster::start(Duration::from_millis(500), false, false).await;
+    let warm = cluster.must_put(0, "warm").await;
+    cluster.all_applied(warm.index).await;
+    let changed = next_change(cluster.members[0].raft.server_metrics());
+    assert!(changed.now_or_never().is_none(), "an idle leader has news");
 }
