@@ -98,6 +98,28 @@ impl Options {
             (false, None) => format!("http://{endpoint}"),
         }
     }
+
+    /// A bare connection to an endpoint. Calls on it may take `limit`, if there is one: this side alone ends them then.
+    pub async fn connect(&self, address: &str, limit: Option<Duration>) -> Result<Channel, ClientError> {
+        let mut endpoint = Endpoint::from_shared(self.url(address))
+            .map_err(|_| ClientError::Address(address.to_string()))?
+            .connect_timeout(self.dial_timeout)
+            .http2_keep_alive_interval(self.keepalive_time.max(SHORTEST_KEEPALIVE))
+            .keep_alive_timeout(self.keepalive_timeout);
+        if let Some(limit) = limit {
+            endpoint = endpoint.timeout(limit);
+        }
+        let unreachable = |cause: String| unreachable(address, cause);
+        // Also where resolving the name takes its time, or a listener accepts and says nothing.
+        match tokio::time::timeout(self.dial_timeout, tls::connected(&endpoint, self.tls.clone())).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(unreachable(deepest(&error))),
+            Err(_) => Err(unreachable(format!(
+                "no connection within {:?}",
+                self.dial_timeout
+            ))),
+        }
+    }
 }
 
 impl Default for Options {
@@ -333,27 +355,7 @@ impl Client {
     }
 
     async fn dial(&self, address: &str) -> Result<Channel, ClientError> {
-        let options = &self.options;
-        let endpoint = Endpoint::from_shared(options.url(address))
-            .map_err(|_| ClientError::Address(address.to_string()))?
-            .connect_timeout(options.dial_timeout)
-            .http2_keep_alive_interval(options.keepalive_time.max(SHORTEST_KEEPALIVE))
-            .keep_alive_timeout(options.keepalive_timeout);
-        let unreachable = |cause: String| unreachable(address, cause);
-        // Also where resolving the name takes its time, or a listener accepts and says nothing.
-        match tokio::time::timeout(
-            options.dial_timeout,
-            tls::connected(&endpoint, options.tls.clone()),
-        )
-        .await
-        {
-            Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable(deepest(&error))),
-            Err(_) => Err(unreachable(format!(
-                "no connection within {:?}",
-                options.dial_timeout
-            ))),
-        }
+        self.options.connect(address, None).await
     }
 }
 

@@ -6,7 +6,7 @@ use pontoon::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::cluster::{BINARY, Cluster};
+use crate::support::cluster::{BINARY, Cluster, Member};
 use crate::support::rpc::{Request, Response, everything};
 
 /// Operations of each run, and keys.
@@ -19,8 +19,9 @@ struct Bench {
 
 impl Bench {
     fn of(cluster: &Cluster) -> Bench {
-        let members = cluster.members.iter();
-        let endpoints: Vec<&str> = members.map(|member| member.client_url.as_str()).collect();
+        // As people type them.
+        let address = |member: &Member| member.client_url.replace("http://", "");
+        let endpoints: Vec<String> = cluster.members.iter().map(address).collect();
         Bench {
             endpoints: endpoints.join(","),
         }

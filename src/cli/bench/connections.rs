@@ -8,14 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::super::ctl::Context;
 use super::super::failed::Failed;
 use super::measured::Measured;
 use super::plan::{Plan, Work};
-use crate::client::{ClientError, Options};
-use crate::tls;
 
 /// A thread, its connections, and what it measured.
 pub struct Lane {
@@ -60,7 +58,8 @@ impl Lanes {
             for connection in 0..per_lane {
                 // Each endpoint gets as many as any other, across all lanes.
                 let at = (number * per_lane + connection) % endpoints.len() as u64;
-                let channel = connect(context.options.clone(), endpoints[at as usize].clone());
+                let (options, endpoint) = (context.options.clone(), endpoints[at as usize].clone());
+                let channel = async move { Ok(options.connect(&endpoint, Some(options.timeout)).await?) };
                 lane.channels.push(lane.run(channel).await?);
             }
             lanes.push(lane);
@@ -131,20 +130,6 @@ impl Drop for Lane {
             runtime.shutdown_background();
         }
     }
-}
-
-/// A connection. Requests that take too long end on this side alone: no deadline is sent along.
-async fn connect(options: Options, url: String) -> Result<Channel, Failed> {
-    let unreachable = |cause: String| ClientError::Unreachable {
-        endpoint: url.clone(),
-        cause,
-    };
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| ClientError::Address(url.clone()))?;
-    let endpoint = endpoint
-        .connect_timeout(options.dial_timeout)
-        .timeout(options.timeout);
-    let connected = tls::connected(&endpoint, options.tls).await;
-    Ok(connected.map_err(|error| unreachable(error.to_string()))?)
 }
 
 /// A mutex whose holder never panics.

@@ -1,6 +1,7 @@
 //! A load from its first operation to its last: clients are let go, time passes, and what was measured is gathered.
 
 use std::io::{IsTerminal, Write};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,23 +79,7 @@ impl<'a> Load<'a> {
         tokio::time::sleep_until(interval.from.into()).await;
         let own = [std::process::id()];
         let (own_before, before) = (Usage::of_all(&own)?, Usage::of_all(&plan.pids)?);
-        let mut ticks = tokio::time::interval_at((interval.from + SECOND).into(), SECOND);
-        {
-            let end = end(
-                &mut self.clients,
-                interval.until,
-                self.shared.fan_out.as_deref(),
-                patience,
-            );
-            let mut end = std::pin::pin!(end);
-            loop {
-                tokio::select! {
-                    biased;
-                    _ = ticks.tick() => news.add(self.lanes.take()),
-                    () = &mut end => break,
-                }
-            }
-        }
+        self.pass(&mut news, patience).await;
         let elapsed = interval.until.unwrap_or_else(Instant::now) - interval.from;
         let own = used(&own, &own_before);
         let servers = used(&plan.pids, &before);
@@ -118,6 +103,21 @@ impl<'a> Load<'a> {
             servers,
             seconds,
         })
+    }
+
+    /// Lets the measured time pass, and takes what was measured each second.
+    async fn pass(&mut self, news: &mut News, patience: Duration) {
+        let interval = self.schedule.interval;
+        let mut ticks = tokio::time::interval_at((interval.from + SECOND).into(), SECOND);
+        let fan_out = self.shared.fan_out.as_deref();
+        let mut end = pin!(end(&mut self.clients, interval.until, fan_out, patience));
+        loop {
+            tokio::select! {
+                biased;
+                _ = ticks.tick() => news.add(self.lanes.take()),
+                () = &mut end => return,
+            }
+        }
     }
 
     /// Operations that began in time may end later. Those that don't end at all are errors.

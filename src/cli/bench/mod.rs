@@ -30,7 +30,7 @@ use clap::ArgMatches;
 
 use super::ctl::Context;
 use super::failed::{Failed, exit};
-use super::format::Answer;
+use super::format::{Answer, Form};
 use connections::Lanes;
 use fan_out::FanOut;
 use keys::Values;
@@ -48,8 +48,11 @@ pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
         return Ok(ExitCode::SUCCESS);
     };
     let plan = Plan::new(name, matches)?;
-    // What can't be read is told before anything takes its time.
+    // What can't be read or printed is told before anything takes its time.
     Usage::of_all(&plan.pids)?;
+    if matches!(context.form, Form::Fields | Form::Protobuf) {
+        return Err(context.no_such_form());
+    }
     let endpoints = match plan.leader_only {
         true => vec![leader(context).await?],
         false => context.client.endpoints().to_vec(),
