@@ -457,9 +457,8 @@ impl Source {
             // Not negative: etcd before 3.6 takes that for the oldest there is, later ones and we refuse it.
             4 => (self.compacted - 1).max(0),
             // Nor the compacted one: etcd tells of the deletions there only until it has cleaned up.
-            _ => self
-                .rng
-                .random_range(revision.min(self.compacted + 1).max(1)..=revision),
+            _ if self.compacted < revision => self.rng.random_range(self.compacted + 1..=revision),
+            _ => 0,
         };
         let filters = match self.rng.random_range(0..6) {
             0 => vec![0],
