@@ -155,7 +155,10 @@ impl Plan {
             file.metadata()?.len() >> 20
         );
         let began = Instant::now();
-        self.run(&["snapshot", "restore", "--data-dir"], &[&restored, &file])?;
+        self.run(
+            &["snapshot", "restore", "--name", "n0", "--data-dir"],
+            &[&restored, &file],
+        )?;
         println!("restored in {:.1?}", began.elapsed());
         (0..MEMBERS).try_for_each(|at| cluster.kill(at))?;
         let began = Instant::now();
@@ -166,6 +169,10 @@ impl Plan {
                 Ok(found) => break found.count,
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
+            ensure!(
+                cluster.is_running(0)?,
+                "the restored member ended: its log says why"
+            );
         };
         println!(
             "the restored member counts {found} keys after {:.2?}",
@@ -341,16 +348,20 @@ fn per(cluster: &Cluster, before: &[u64], count: usize, what: &str) -> anyhow::R
     Ok(())
 }
 
-/// Bytes that a directory takes on the disk.
-fn size_of(dir: &Path) -> anyhow::Result<u64> {
+/// Bytes that a directory takes on the disk. What its owner removes meanwhile takes none.
+fn size_of(dir: &Path) -> std::io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
+    let gone = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(0),
+        _ => Err(error),
+    };
     let mut size = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        let metadata = entry.metadata()?;
-        size += match metadata.is_dir() {
-            true => size_of(&entry.path())?,
-            false => metadata.blocks() * 512,
+        size += match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size_of(&entry.path()).or_else(gone)?,
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(error) => gone(error)?,
         };
     }
     Ok(size)

@@ -108,6 +108,12 @@ impl Cluster {
             .collect()
     }
 
+    /// Whether one that was started has not ended.
+    pub fn is_running(&mut self, at: usize) -> anyhow::Result<bool> {
+        let ended = self.children[at].as_mut().map(Child::try_wait).transpose()?;
+        Ok(matches!(ended, Some(None)))
+    }
+
     /// Waits until each serves linearizable reads.
     pub async fn wait_ready(&self) -> anyhow::Result<()> {
         for at in 0..MEMBERS {
