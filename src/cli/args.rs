@@ -162,6 +162,33 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
     }
 }
 
+/// `-name`, `-name=value` of a server's command line, as Go's flags are often written, with two dashes. etcdctl does not
+/// take them.
+pub fn with_two_dashes(serve: &Command, given: Vec<OsString>) -> Vec<OsString> {
+    let is_serve = given.get(1).is_some_and(|verb| verb == serve.get_name());
+    let mut verbatim = !is_serve;
+    let spelled = |word: OsString| {
+        let text = word.to_string_lossy();
+        verbatim |= text == "--";
+        let name = text
+            .strip_prefix('-')
+            .map(|rest| rest.split('=').next().unwrap_or(rest));
+        match name.filter(|name| !verbatim && is_long(serve, name)) {
+            Some(_) => format!("-{text}").into(),
+            None => word,
+        }
+    };
+    given.into_iter().map(spelled).collect()
+}
+
+fn is_long(command: &Command, name: &str) -> bool {
+    let is_it = |arg: &Arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        arg.get_long() == Some(name) || aliases.contains(&name)
+    };
+    name == "help" || command.get_arguments().any(is_it)
+}
+
 /// `--flag=true` and `--flag=false` as scripts write them for etcdctl: spelled `--flag`, or left out. What follows `--`,
 /// or the command that `lock` is to run, is not ours to touch.
 pub fn spelled_out(command: &Command, given: Vec<OsString>) -> Vec<OsString> {
@@ -211,6 +238,29 @@ mod tests {
         assert_eq!(prefix_end(b"a\xff"), &b"b"[..]);
         assert_eq!(prefix_end(b"\xff\xff"), &b"\0"[..]);
         assert_eq!(prefix_end(b""), &b"\0"[..]);
+    }
+
+    #[test]
+    fn a_servers_flags_may_have_one_dash() {
+        let serve = Command::new("serve")
+            .arg(value("name", "").alias("called"))
+            .arg(flag("v", "").short('v'));
+        let spelled = |line: &str| {
+            let given = line.split(' ').map(OsString::from).collect();
+            let words: Vec<String> = with_two_dashes(&serve, given)
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
+            words.join(" ")
+        };
+        for (given, expected) in [
+            ("p serve -name=-x=1 -called y", "p serve --name=-x=1 --called y"),
+            ("p serve --name x -help", "p serve --name x --help"),
+            ("p serve -nam x -1 -- -name y", "p serve -nam x -1 -- -name y"),
+            ("p get -name x", "p get -name x"),
+        ] {
+            assert_eq!(spelled(given), expected);
+        }
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub fn run() -> ExitCode {
         true => etcdctl_command(),
         false => command(),
     };
+    let given = match command.find_subcommand("serve") {
+        Some(serve) => args::with_two_dashes(serve, given),
+        None => given,
+    };
     let given = args::spelled_out(&command, given);
     let matches = match command.try_get_matches_from(given) {
         Ok(matches) => matches,
@@ -129,6 +133,11 @@ async fn dispatch(matches: &ArgMatches) -> ExitCode {
 }
 
 async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
+    if matches.get_flag("version") {
+        println!("pontoon Version: {}", env!("CARGO_PKG_VERSION"));
+        println!("etcd Version: {}", crate::api::ETCD_VERSION);
+        return Ok(());
+    }
     let values = Values::gather(matches, &|name| std::env::var(name).ok())?;
     if matches.get_flag("print-config") {
         print!("{values}");
@@ -136,13 +145,20 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let config = values.config()?;
     start_logging(values.get("log-level"), values.get("log-format"))?;
-    for line in values.without_effect() {
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = config::unknown_variables(variables);
+    for line in values.without_effect().into_iter().chain(unknown) {
         tracing::warn!("{line}");
     }
     crate::server::run(config).await
 }
 
 fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
+    // etcd's names for levels above error.
+    let level = match level {
+        "dpanic" | "panic" | "fatal" => "error",
+        level => level,
+    };
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => filter,
         // openraft tells every step, and every request that its caller gave up, as an error; what matters of it we
@@ -154,9 +170,9 @@ fn start_logging(level: &str, format: &str) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
     let pretty = match format {
         "auto" => std::io::stderr().is_terminal(),
-        "pretty" => true,
+        "pretty" | "console" => true,
         "json" => false,
-        _ => anyhow::bail!("--log-format {format:?}: auto, pretty or json"),
+        _ => anyhow::bail!("--log-format {format:?}: auto, pretty (or console) or json"),
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -2,13 +2,14 @@
 //! was set.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use super::sources::Values;
-use super::{Config, Connections, HttpOptions, Retention, tls};
+use super::{Config, Connections, Discovery, HttpOptions, Retention, tls};
 
 /// etcd's quota where none is set.
 const DEFAULT_QUOTA: u64 = 2 << 30;
@@ -27,6 +28,7 @@ impl Values {
             data_dir: self.data_dir(&name),
             advertise_client_urls: self.urls_or("advertise-client-urls", &listen_client_urls)?,
             initial_cluster: self.initial_cluster(&name, &initial_advertise_peer_urls)?,
+            discovery: self.discovery()?,
             initial_cluster_token: self.get("initial-cluster-token").to_string(),
             initial_cluster_existing: self.is_existing()?,
             founding_wait: match self.get("founding-wait") {
@@ -185,9 +187,10 @@ impl Values {
     }
 
     pub(super) fn boolean(&self, name: &str) -> anyhow::Result<bool> {
-        match self.get(name) {
-            "true" | "1" => Ok(true),
-            "false" | "0" => Ok(false),
+        // As Go's flags and as YAML write it.
+        match self.get(name).to_ascii_lowercase().as_str() {
+            "true" | "t" | "1" | "yes" | "on" => Ok(true),
+            "false" | "f" | "0" | "no" | "off" => Ok(false),
             _ => bail!("{}: true or false", self.said(name)),
         }
     }
@@ -241,6 +244,16 @@ impl Values {
     }
 
     fn initial_cluster(&self, name: &str, own: &[String]) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let is_discovered = !self.get("discovery-srv").is_empty();
+        if is_discovered && !self.get("initial-cluster").is_empty() {
+            bail!(
+                "{}: the members are named by --discovery-srv; give one of the two",
+                self.said("initial-cluster")
+            );
+        }
+        if is_discovered {
+            return Ok(BTreeMap::new());
+        }
         if self.get("initial-cluster").is_empty() {
             return Ok(BTreeMap::from([(name.to_string(), own.to_vec())]));
         }
@@ -255,13 +268,39 @@ impl Values {
         Ok(members)
     }
 
+    fn discovery(&self) -> anyhow::Result<Option<Discovery>> {
+        let domain = self.get("discovery-srv");
+        if domain.is_empty() {
+            return match ["discovery-srv-name", "discovery-nameserver"]
+                .iter()
+                .find(|name| !self.get(name).is_empty())
+            {
+                Some(name) => bail!("{}: needs --discovery-srv", self.said(name)),
+                None => Ok(None),
+            };
+        }
+        let servers = parse_servers(self.get("discovery-nameserver"));
+        Ok(Some(Discovery {
+            domain: domain.to_string(),
+            name: self.get("discovery-srv-name").to_string(),
+            servers: servers.with_context(|| self.said("discovery-nameserver"))?,
+        }))
+    }
+
     fn duration(&self, name: &str) -> anyhow::Result<Duration> {
         let text = self.get(name);
-        match text.parse::<u64>() {
-            Ok(milliseconds) => Ok(Duration::from_millis(milliseconds)),
+        let duration = match text.parse::<u64>() {
+            Ok(milliseconds) => Duration::from_millis(milliseconds),
             Err(_) => humantime::parse_duration(text)
-                .with_context(|| format!("{}: milliseconds, or such as 500ms or 2s", self.said(name))),
+                .with_context(|| format!("{}: milliseconds, or such as 500ms or 2s", self.said(name)))?,
+        };
+        if !duration.is_zero() && duration < Duration::from_millis(1) {
+            bail!(
+                "{}: at least 1ms; a number in YAML or JSON is of nanoseconds here, as etcd has it: write such as 2s",
+                self.said(name)
+            );
         }
+        Ok(duration)
     }
 
     fn number(&self, name: &str, least: u64) -> anyhow::Result<u64> {
@@ -272,6 +311,18 @@ impl Values {
             _ => bail!("{}: must be a number, {least} or more", self.said(name)),
         }
     }
+}
+
+/// Reads a list of name servers, comma-separated, with or without ports.
+pub fn parse_servers(text: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let server = |server: &str| {
+        let with_port = server.parse::<SocketAddr>();
+        with_port
+            .or_else(|_| server.parse::<IpAddr>().map(|address| (address, 53).into()))
+            .with_context(|| format!("{server:?} is no address such as 10.0.0.2 or 127.0.0.1:8600"))
+    };
+    let servers = text.split(',').map(str::trim).filter(|server| !server.is_empty());
+    servers.map(server).collect()
 }
 
 /// Reads `--initial-cluster`.

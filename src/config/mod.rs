@@ -1,14 +1,16 @@
 //! Settings: typed by people, used by the server.
 //!
 //! Every setting has one row in a table ([`settings`]). Its value comes from, in this order: the flag `--name`; the
-//! environment, `PONTOON_NAME` before `ETCD_NAME`; the file given by `--config-file` (TOML, `name = …`); the default.
-//! A file never switches off flags or environment. Where each value came from is kept, for `--print-config` and for
-//! errors.
+//! environment, `PONTOON_NAME` before `ETCD_NAME`; the file given by `--config-file` (TOML, YAML, JSON); the default.
+//! A file never switches off flags or environment, as etcd's does: what is typed would be ignored without a word, and
+//! a container could not set a member's name beside a file that all members share. Where each value came from is kept,
+//! for `--print-config` and for errors.
 //!
-//! Files: [`settings`] which there are · [`sources`] where their values come from · [`checks`] what they must be ·
-//! [`tls`] what TLS wants.
+//! Files: [`settings`] which there are · [`sources`] where their values come from · [`file`] what a file says ·
+//! [`checks`] what they must be · [`tls`] what TLS wants.
 
 mod checks;
+mod file;
 mod settings;
 mod sources;
 #[cfg(test)]
@@ -16,12 +18,13 @@ mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::checks::{initial_cluster_text, parse_initial_cluster};
+pub use self::checks::{initial_cluster_text, parse_initial_cluster, parse_servers};
 pub use self::settings::arguments;
-pub use self::sources::{Environment, Values};
+pub use self::sources::{Environment, Values, unknown_variables};
 pub use self::tls::Tls;
 
 /// What automatic compaction keeps.
@@ -47,6 +50,17 @@ pub struct HttpOptions {
     pub cors: Vec<String>,
     /// `--host-whitelist`: names by which clients may call this member; `*` for all.
     pub hosts: Vec<String>,
+}
+
+/// Where DNS says who the members are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    /// `--discovery-srv`.
+    pub domain: String,
+    /// `--discovery-srv-name`; may be empty.
+    pub name: String,
+    /// `--discovery-nameserver`; none: those of the system.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// What a connection of a client may do.
@@ -81,8 +95,10 @@ pub struct Config {
     pub listen_peer_urls: Vec<String>,
     /// `--initial-advertise-peer-urls`.
     pub initial_advertise_peer_urls: Vec<String>,
-    /// `--initial-cluster`: name and peer URLs of each member.
+    /// `--initial-cluster`: name and peer URLs of each member; empty with [`Config::discovery`].
     pub initial_cluster: BTreeMap<String, Vec<String>>,
+    /// `--discovery-srv`.
+    pub discovery: Option<Discovery>,
     /// `--initial-cluster-token`.
     pub initial_cluster_token: String,
     /// `--initial-cluster-state existing`.

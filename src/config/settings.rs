@@ -9,6 +9,8 @@ pub enum Effect {
     Served,
     /// Accepted, as compose files set it; nothing yet.
     NoneYet,
+    /// Refused, if it asks for anything: to ignore it would do harm. Why, and what to do instead.
+    Refused(&'static str),
 }
 
 /// One setting.
@@ -40,6 +42,22 @@ const fn none_yet(name: &'static str) -> Setting {
         effect: Effect::NoneYet,
     }
 }
+
+const fn refused(name: &'static str, why: &'static str) -> Setting {
+    Setting {
+        name,
+        default: "",
+        help: "Not served",
+        effect: Effect::Refused(why),
+    }
+}
+
+/// Why there is no discovery service.
+const NO_DISCOVERY: &str = "there is no discovery service here: name the members with --initial-cluster, or let DNS \
+                            name them with --discovery-srv";
+/// Why a client's common name is no reason to let it in.
+const NO_CLIENT_NAMES: &str = "clients are let in by authority, --trusted-ca-file, and by host, \
+                               --client-cert-allowed-hostname; their names are users, if access control is on";
 
 /// All of them, in the order of `--help`.
 pub const SETTINGS: &[Setting] = &[
@@ -83,6 +101,21 @@ pub const SETTINGS: &[Setting] = &[
         "initial-cluster-state",
         "new",
         "new; or existing: never found a cluster, only join one",
+    ),
+    served(
+        "discovery-srv",
+        "",
+        "Domain whose SRV records name all members' peer URLs, instead of --initial-cluster",
+    ),
+    served(
+        "discovery-srv-name",
+        "",
+        "Which cluster of that domain: the records of _etcd-server-NAME, _etcd-server-ssl-NAME",
+    ),
+    served(
+        "discovery-nameserver",
+        "",
+        "Name servers to ask for them, as 10.0.0.2 or 127.0.0.1:8600, comma-separated [default: those of the system]",
     ),
     served(
         "founding-wait",
@@ -345,21 +378,83 @@ pub const SETTINGS: &[Setting] = &[
     none_yet("compact-hash-check-time"),
     none_yet("compaction-batch-limit"),
     none_yet("snapshot-catchup-entries"),
+    none_yet("bootstrap-defrag-threshold-megabytes"),
+    none_yet("compaction-sleep-interval"),
+    none_yet("client-cert-file"),
+    none_yet("client-key-file"),
+    none_yet("client-skip-client-san-verification"),
+    none_yet("peer-client-cert-file"),
+    none_yet("peer-client-key-file"),
+    none_yet("debug"),
+    none_yet("discovery-fallback"),
+    none_yet("discovery-proxy"),
+    none_yet("distributed-tracing-address"),
+    none_yet("distributed-tracing-instance-id"),
+    none_yet("distributed-tracing-sampling-rate"),
+    none_yet("distributed-tracing-service-name"),
+    none_yet("downgrade-check-time"),
+    none_yet("enable-distributed-tracing"),
+    none_yet("enable-log-rotation"),
+    none_yet("feature-gates"),
+    none_yet("log-output"),
+    none_yet("log-package-levels"),
+    none_yet("log-rotation-config-json"),
+    none_yet("memory-mlock"),
+    none_yet("proxy-dial-timeout"),
+    none_yet("proxy-failure-wait"),
+    none_yet("proxy-read-timeout"),
+    none_yet("proxy-refresh-interval"),
+    none_yet("proxy-write-timeout"),
+    none_yet("raft-read-timeout"),
+    none_yet("raft-write-timeout"),
+    none_yet("self-signed-cert-validity"),
+    none_yet("socket-reuse-address"),
+    none_yet("socket-reuse-port"),
+    none_yet("stop-grpc-service-on-defrag"),
+    none_yet("txn-mode-write-with-shared-buffer"),
+    none_yet("v2-deprecation"),
+    none_yet("warning-apply-duration"),
+    none_yet("warning-unary-request-duration"),
+    refused("client-cert-allowed-cn", NO_CLIENT_NAMES),
+    refused("discovery", NO_DISCOVERY),
+    refused("discovery-config", NO_DISCOVERY),
+    refused("discovery-endpoints", NO_DISCOVERY),
+    refused("discovery-token", NO_DISCOVERY),
+    refused("enable-v2v3", "API v2 is not served"),
+    refused(
+        "listen-client-http-urls",
+        "HTTP and gRPC are served on one port, that of --listen-client-urls",
+    ),
+    refused("proxy", "API v2 is not served, and so has no proxy"),
 ];
 
 /// Settings that etcd once spelled with `experimental-`, as compose files still do.
 const ONCE_EXPERIMENTAL: &[&str] = &[
     "backend-bbolt-freelist-type",
+    "bootstrap-defrag-threshold-megabytes",
     "compact-hash-check-enabled",
     "compact-hash-check-time",
     "compaction-batch-limit",
+    "compaction-sleep-interval",
     "corrupt-check-time",
+    "distributed-tracing-address",
+    "distributed-tracing-instance-id",
+    "distributed-tracing-sampling-rate",
+    "distributed-tracing-service-name",
+    "downgrade-check-time",
+    "enable-distributed-tracing",
     "enable-lease-checkpoint",
     "enable-lease-checkpoint-persist",
+    "enable-v2v3",
     "initial-corrupt-check",
     "max-learners",
+    "memory-mlock",
     "peer-skip-client-san-verification",
     "snapshot-catchup-entries",
+    "stop-grpc-service-on-defrag",
+    "txn-mode-write-with-shared-buffer",
+    "warning-apply-duration",
+    "warning-unary-request-duration",
     "watch-progress-notify-interval",
 ];
 
@@ -371,34 +466,46 @@ pub fn spellings(name: &str) -> impl Iterator<Item = String> {
     std::iter::once(name.to_string()).chain(once)
 }
 
-/// The arguments of `pontoon serve`, added to a command.
+/// The setting of this name, in any of its spellings.
+pub fn find(name: &str) -> Option<&'static Setting> {
+    let is_it = |setting: &&Setting| spellings(setting.name).any(|spelling| spelling == name);
+    SETTINGS.iter().find(is_it)
+}
+
+/// The arguments of `pontoon serve`, added to a command. As Go's flags have it, the last of several wins.
 pub fn arguments(command: Command) -> Command {
-    let one = |setting: &Setting| {
-        let help = match setting.default {
-            "" => setting.help.to_string(),
-            default => format!("{} [default: {default}]", setting.help),
-        };
-        Arg::new(setting.name)
-            .long(setting.name)
-            .aliases(spellings(setting.name).skip(1))
-            .value_name("VALUE")
-            .help(help)
-            .hide(setting.effect != Effect::Served)
-            // `--flag` alone means true, as etcd has it.
-            .num_args(0..=1)
-            .default_missing_value("true")
-            .require_equals(false)
-            .action(ArgAction::Set)
-    };
+    let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     let file = Arg::new("config-file")
         .long("config-file")
         .value_name("FILE")
-        .help("Settings in TOML");
-    let print = Arg::new("print-config")
-        .long("print-config")
-        .action(ArgAction::SetTrue)
-        .help("Print each setting and where it came from, and exit");
-    command.args(SETTINGS.iter().map(one)).arg(file).arg(print)
+        .help("Settings in TOML, or in YAML or JSON as etcd has them");
+    let print = switch("print-config").help("Print each setting and where it came from, and exit");
+    let version = switch("version").help("Print the versions, and exit");
+    command
+        .args(SETTINGS.iter().map(argument))
+        .args([file, print, version])
+        .args_override_self(true)
+}
+
+fn argument(setting: &Setting) -> Arg {
+    let help = match setting.default {
+        "" => setting.help.to_string(),
+        default => format!("{} [default: {default}]", setting.help),
+    };
+    let argument = Arg::new(setting.name)
+        .long(setting.name)
+        .aliases(spellings(setting.name).skip(1))
+        .value_name("VALUE")
+        .help(help)
+        .hide(setting.effect != Effect::Served)
+        .allow_negative_numbers(true)
+        .action(ArgAction::Set);
+    let may_be_alone = matches!(setting.default, "true" | "false") || setting.effect != Effect::Served;
+    match may_be_alone {
+        // `--flag` alone means true, as etcd has it.
+        true => argument.num_args(0..=1).default_missing_value("true"),
+        false => argument,
+    }
 }
 
 /// The setting that was meant, if one is close.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ArgMatches;
 
-use super::settings::{Effect, SETTINGS, Setting, spellings, suggestion};
+use super::file;
+use super::settings::{Effect, SETTINGS, Setting, find, spellings, suggestion};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,26 +44,44 @@ impl Values {
         let file = matches
             .get_one::<String>("config-file")
             .cloned()
-            .or_else(|| environment("PONTOON_CONFIG_FILE"));
+            .or_else(|| from_environment("config-file", environment).map(|(path, _)| path));
         let file = match file {
-            Some(path) => read_file(Path::new(&path))?,
-            None => BTreeMap::new(),
+            Some(path) => file::read(Path::new(&path))?,
+            None => file::Found::new(),
         };
         let value = |setting: &Setting| {
             let flag = matches
                 .get_one::<String>(setting.name)
                 .map(|value| (value.clone(), Origin::Flag));
-            let from_file = || file.get(setting.name).cloned();
+            let from_file = || {
+                let (value, place) = file.get(setting.name)?;
+                Some((value.clone(), Origin::File(place.clone())))
+            };
             flag.or_else(|| from_environment(setting.name, environment))
                 .or_else(from_file)
                 .unwrap_or_else(|| (setting.default.to_string(), Origin::Default))
         };
-        Ok(Values {
+        let values = Values {
             values: SETTINGS
                 .iter()
                 .map(|setting| (setting.name, value(setting)))
                 .collect(),
-        })
+        };
+        values.check_refused()?;
+        Ok(values)
+    }
+
+    /// What is not served, and can't be ignored, must not ask for anything.
+    fn check_refused(&self) -> anyhow::Result<()> {
+        for setting in SETTINGS {
+            let asks = !matches!(self.get(setting.name), "" | "false" | "off" | "0");
+            if let Effect::Refused(why) = setting.effect
+                && asks
+            {
+                bail!("{}: {why}", self.said(setting.name));
+            }
+        }
+        Ok(())
     }
 
     /// The value of a setting.
@@ -114,42 +133,44 @@ impl fmt::Display for Values {
     }
 }
 
+/// A variable without a value is not set, as compose files have it for what is left to the default.
 fn from_environment(name: &str, environment: Environment<'_>) -> Option<(String, Origin)> {
     spellings(name).find_map(|name| {
         let upper = name.to_uppercase().replace('-', "_");
-        ["PONTOON_", "ETCD_"].iter().find_map(|prefix| {
+        PREFIXES.iter().find_map(|prefix| {
             let variable = format!("{prefix}{upper}");
-            environment(&variable).map(|value| (value, Origin::Env(variable)))
+            let value = environment(&variable).filter(|value| !value.is_empty());
+            value.map(|value| (value, Origin::Env(variable)))
         })
     })
 }
 
-fn read_file(path: &Path) -> anyhow::Result<BTreeMap<String, (String, Origin)>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("--config-file {}", path.display()))?;
-    let table: toml::Table = text
-        .parse()
-        .with_context(|| format!("--config-file {}", path.display()))?;
-    let mut values = BTreeMap::new();
-    for (key, value) in table {
-        let place = format!("{}:{}", path.display(), line_of(&text, &key));
-        if !SETTINGS.iter().any(|setting| setting.name == key) {
-            bail!("{place}: unknown setting {key:?}{}", suggestion(&key));
-        }
-        values.insert(key, (to_text(value), Origin::File(place)));
-    }
-    Ok(values)
+/// What a setting's name as a variable begins with.
+const PREFIXES: [&str; 2] = ["PONTOON_", "ETCD_"];
+
+/// Of these variables those that look like a setting and are none, each with the one that may be meant. Values are not
+/// told: a password may be among them.
+pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let unknown = |variable: String| {
+        let rest = PREFIXES.iter().find_map(|prefix| variable.strip_prefix(prefix))?;
+        let name = rest.to_lowercase().replace('_', "-");
+        let is_known = name == "config-file" || find(&name).is_some() || is_of_a_platform(rest);
+        (!is_known).then(|| {
+            format!(
+                "environment variable {variable}: unknown setting{}",
+                suggestion(&name)
+            )
+        })
+    };
+    variables.filter_map(unknown).collect()
 }
 
-fn to_text(value: toml::Value) -> String {
-    match value {
-        toml::Value::String(text) => text,
-        toml::Value::Array(values) => values.into_iter().map(to_text).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
-}
-
-fn line_of(text: &str, key: &str) -> usize {
-    text.lines()
-        .position(|line| line.trim_start().trim_start_matches(['"', '\'']).starts_with(key))
-        .map_or(0, |at| at + 1)
+/// Kubernetes tells every container of services, one of which may be called `etcd`; images of etcd tell their version.
+fn is_of_a_platform(rest: &str) -> bool {
+    rest == "VERSION"
+        || rest == "PORT"
+        || rest.starts_with("PORT_")
+        || rest.contains("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest.contains("_PORT_")
 }

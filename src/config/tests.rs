@@ -272,3 +272,62 @@ fn streams_and_pings_of_connections_are_read_as_etcd_does() {
     assert!(refusal(&["--max-concurrent-streams", "4294967296"]).contains("--max-concurrent-streams"));
     assert!(refusal(&["--grpc-keepalive-interval", "0"]).contains("more than 0"));
 }
+
+#[test]
+fn the_last_of_several_wins_and_switches_are_spelled_as_go_does() {
+    let given = [
+        "--name=a",
+        "--name",
+        "b",
+        "--listen-client-urls",
+        "http://a:1",
+        "--listen-client-urls=http://b:1",
+        "--experimental-max-learners=3",
+        "--max-learners",
+        "4",
+        "--strict-reconfig-check=F",
+        "--enable-grpc-gateway",
+        "--quota-backend-bytes",
+        "-1",
+    ];
+    let config = gather(&given, &[])
+        .and_then(|values| values.config())
+        .expect("valid");
+    assert_eq!(config.name, "b");
+    assert_eq!(config.listen_client_urls, ["http://b:1"]);
+    assert_eq!(config.max_learners, 4);
+    assert!(!config.strict_reconfig_check && config.http.gateway);
+    assert_eq!(config.quota_bytes, None);
+    assert!(refusal(&["--name"]).contains("value is required"));
+    assert!(refusal(&["--strict-reconfig-check=maybe"]).contains("true or false"));
+    assert!(refusal(&["--discovery-endpoints", "http://a:1"]).contains("no discovery service"));
+}
+
+#[test]
+fn variables_that_look_like_settings_and_are_none_are_told_without_their_values() {
+    let variables = [
+        "ETCD_NAME",
+        "ETCD_CONFIG_FILE",
+        "ETCD_EXPERIMENTAL_INITIAL_CORRUPT_CHECK",
+        "ETCD_MAX_TXN_OPPS",
+        "PONTOON_DATA_DIRECTORY",
+        "ETCDCTL_ENDPOINTS",
+        "PONTOONCTL_NAME",
+        "PATH",
+        // What Kubernetes sets where a service is called etcd, and images of etcd.
+        "ETCD_SERVICE_HOST",
+        "ETCD_SERVICE_PORT_CLIENT",
+        "ETCD_PORT",
+        "ETCD_PORT_2379_TCP_ADDR",
+        "ETCD_CLIENT_PORT_2379_TCP",
+        "ETCD_VERSION",
+    ];
+    let told = unknown_variables(variables.iter().map(ToString::to_string));
+    assert_eq!(
+        told,
+        [
+            "environment variable ETCD_MAX_TXN_OPPS: unknown setting: is \"max-txn-ops\" meant?",
+            "environment variable PONTOON_DATA_DIRECTORY: unknown setting: is \"data-dir\" meant?",
+        ]
+    );
+}

@@ -34,6 +34,8 @@ pub(super) struct Names {
     served: &'static [&'static str],
     /// URLs that are connected to with these settings.
     reached: &'static [&'static str],
+    /// Where other such URLs may be found.
+    discovers: Option<&'static str>,
 }
 
 /// Where clients connect to, and whoever looks after the member.
@@ -45,6 +47,7 @@ pub(super) const CLIENTS: Names = Names {
     skip_address: None,
     served: &["listen-client-urls", "listen-metrics-urls"],
     reached: &[],
+    discovers: None,
 };
 
 /// Where members connect to each other.
@@ -56,6 +59,7 @@ pub(super) const PEERS: Names = Names {
     skip_address: Some("peer-skip-client-san-verification"),
     served: &["listen-peer-urls"],
     reached: &["initial-advertise-peer-urls", "initial-cluster", "join"],
+    discovers: Some("discovery-srv"),
 };
 
 impl Names {
@@ -73,7 +77,8 @@ impl Values {
         let (ca, auto) = (names.of("trusted-ca-file"), names.of("auto-tls"));
         let makes_its_own = self.boolean(&auto)?;
         let is_served = self.is_encrypted(names.served);
-        if !is_served && !self.is_encrypted(names.reached) {
+        let may_find = names.discovers.is_some_and(|name| self.is_given(name));
+        if !is_served && !may_find && !self.is_encrypted(names.reached) {
             if makes_its_own || [&cert, &key, &ca].iter().any(|name| self.is_given(name)) {
                 bail!(
                     "--{cert}: certificates are given, but no URL that is listened on begins with https://"

@@ -139,7 +139,21 @@ fn what_is_typed_wrong_is_told_by_its_code() {
         (&["get", "a", "--endpoints", "https://127.0.0.1:1"][..], 2),
         (&["get", "a", "--cacert", "ca.pem"][..], 128),
         (&["get", "a", "--insecure-transport=false"][..], 2),
-        (&["get", "a", "--discovery-srv", "example.com"][..], 4),
+        (
+            &[
+                "get",
+                "a",
+                "-d",
+                "example.com",
+                "--discovery-nameserver",
+                "127.0.0.1:1",
+            ][..],
+            2,
+        ),
+        (
+            &["get", "a", "-d", "example.com", "--discovery-nameserver", "dns"][..],
+            128,
+        ),
         (&["get", "a", "--command-timeout", "soon"][..], 128),
         (
             &["version", "--insecure-transport", "--insecure-discovery=true"][..],
@@ -157,6 +171,68 @@ fn what_is_typed_wrong_is_told_by_its_code() {
         .env("ETCDCTL_CACERT", "ca.pem")
         .output();
     assert_eq!(refused.expect("pontoon runs").status.code(), Some(128));
+}
+
+#[test]
+fn a_server_is_started_by_a_command_line_of_etcd() {
+    let serve = |args: &[&str], environment: &[(&str, &str)]| {
+        let output = Command::new(BINARY)
+            .arg("serve")
+            .args(args)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .output()
+            .expect("pontoon runs");
+        let both = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&both).into_owned())
+    };
+    for version in ["--version", "-version", "-version=true"] {
+        let (code, said) = serve(&[version], &[]);
+        assert_eq!(code, Some(0));
+        assert!(said.contains("etcd Version: 3.5."), "{said}");
+    }
+    let go = [
+        "-name=a",
+        "-name",
+        "b",
+        "-listen-client-urls=http://127.0.0.1:1",
+        "--strict-reconfig-check=false",
+        "-experimental-max-learners",
+        "2",
+        "-print-config",
+    ];
+    let (code, said) = serve(&go, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    let printed = |name: &str, value: &str| {
+        said.lines()
+            .any(|line| line.starts_with(&format!("{name} ")) && line.contains(&format!("{value:?}")))
+    };
+    for (name, value) in [
+        ("name", "b"),
+        ("listen-client-urls", "http://127.0.0.1:1"),
+        ("strict-reconfig-check", "false"),
+        ("max-learners", "2"),
+    ] {
+        assert!(printed(name, value), "{name} in {said}");
+    }
+    let (code, said) = serve(&["-nam=a"], &[]);
+    assert_eq!(code, Some(1), "{said}");
+    // A member that starts says which variables are none, and not what is in them.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", taken.local_addr().expect("an address"));
+    let (code, said) = serve(
+        &["-listen-client-urls", &url],
+        &[("ETCD_ROOT_PASSWORD", "secret"), ("ETCDCTL_API", "3")],
+    );
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("environment variable ETCD_ROOT_PASSWORD: unknown setting"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("secret") && !said.contains("ETCDCTL_API"),
+        "{said}"
+    );
 }
 
 #[test]
