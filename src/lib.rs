@@ -26,6 +26,7 @@ pub mod backup;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod error;
 pub mod http;
 pub mod metrics;

@@ -9,7 +9,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::args::{flag, optional, parse_duration, value};
-use super::failed::Failed;
+use super::failed::{Failed, exit};
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
@@ -18,10 +18,14 @@ use super::{
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
+use crate::config::parse_servers;
+use crate::dns::Resolver;
 use crate::tls::{ClientTls, Files};
 
 /// The name under which this is etcdctl.
 pub const ETCDCTL: &str = "etcdctl";
+/// etcd's name in DNS for what members serve to clients.
+const SERVICE: &str = "etcd-client";
 /// The version of the API that is spoken.
 const API_VERSION: &str = "3.5";
 
@@ -104,18 +108,27 @@ fn common_args() -> Vec<Arg> {
         ),
         flag("debug", "Say on stderr which calls are made"),
     ];
-    // What is only for DNS discovery, which is not served. They are taken so that they can be refused by their name, or
-    // ignored where they ask for what is the case anyway.
-    let not_served = [
-        value("discovery-srv", "Endpoints from DNS").short('d'),
-        value("discovery-srv-name", "Endpoints from DNS"),
-        optional("insecure-discovery", "Endpoints from DNS"),
+    let discovery = [
+        value(
+            "discovery-srv",
+            "Domain whose SRV records name the members to ask, instead of --endpoints",
+        )
+        .short('d'),
+        value(
+            "discovery-srv-name",
+            "Which cluster of that domain: the records of _etcd-client-NAME, _etcd-client-ssl-NAME",
+        ),
+        value(
+            "discovery-nameserver",
+            "Name servers to ask for them, as 127.0.0.1:8600, comma-separated; the system's if not given",
+        ),
+        optional(
+            "insecure-discovery",
+            "false: members that records name without TLS are left out",
+        ),
     ];
-    let given = given
-        .into_iter()
-        .map(|arg| arg.help_heading("Options of all verbs"));
-    let not_served = not_served.into_iter().map(|arg| arg.hide(true));
-    given.chain(not_served).collect()
+    let all = given.into_iter().chain(discovery);
+    all.map(|arg| arg.help_heading("Options of all verbs")).collect()
 }
 
 /// What the options of all verbs say.
@@ -131,27 +144,26 @@ pub struct Context {
 }
 
 impl Context {
-    fn new(root: &ArgMatches, verb: &ArgMatches) -> Result<Context, Failed> {
+    async fn new(root: &ArgMatches, verb: &ArgMatches) -> Result<Context, Failed> {
         let settings = Settings { root, verb };
-        settings.refuse_what_is_not_served()?;
         let form = settings.get("write-out");
         let form = Form::parse(&form).ok_or_else(|| {
             Failed::feature(format!(
                 "--write-out {form:?}: simple, json, fields, table or protobuf"
             ))
         })?;
+        let endpoints = settings.endpoints().await?;
         let options = Options {
             dial_timeout: settings.duration("dial-timeout")?,
             timeout: settings.duration("command-timeout")?,
             keepalive_time: settings.duration("keepalive-time")?,
             keepalive_timeout: settings.duration("keepalive-timeout")?,
             login: login(&settings.get("user"), &settings.get("password"))?,
-            tls: settings.tls()?,
+            tls: settings.tls(&endpoints)?,
         };
         if settings.is_set("debug") {
             log_calls();
         }
-        let endpoints: Vec<String> = settings.get("endpoints").split(',').map(str::to_string).collect();
         Ok(Context {
             client: Arc::new(Client::with(&endpoints, options.clone())?),
             options,
@@ -210,7 +222,7 @@ impl Settings<'_> {
     }
 
     /// Certificates, if something asks for TLS.
-    fn tls(&self) -> Result<Option<Arc<ClientTls>>, Failed> {
+    fn tls(&self, endpoints: &[String]) -> Result<Option<Arc<ClientTls>>, Failed> {
         let path = |name| PathBuf::from(self.get(name));
         let files = Files {
             ca: path("cacert"),
@@ -222,21 +234,41 @@ impl Settings<'_> {
         let is_wanted = files != Files::default()
             || trusts_anybody
             || self.get("insecure-transport") == "false"
-            || self.get("endpoints").contains("https://");
+            || endpoints.iter().any(|endpoint| endpoint.contains("https://"));
         tls(files, trusts_anybody, is_wanted)
     }
 
-    /// Endpoints can't be looked up in DNS.
-    fn refuse_what_is_not_served(&self) -> Result<(), Failed> {
-        if ["discovery-srv", "discovery-srv-name"]
-            .iter()
-            .any(|name| !self.get(name).is_empty())
-        {
-            return Err(Failed::feature(
-                "--discovery-srv: endpoints are not looked up in DNS; name them with --endpoints",
-            ));
+    /// As they are given, or as DNS has them. Where that has none to take, the default would be another cluster's.
+    async fn endpoints(&self) -> Result<Vec<String>, Failed> {
+        let domain = self.get("discovery-srv");
+        if domain.is_empty() {
+            return Ok(self.get("endpoints").split(',').map(str::to_string).collect());
         }
-        Ok(())
+        let servers = parse_servers(&self.get("discovery-nameserver"));
+        let servers =
+            servers.map_err(|error| Failed::arguments(format!("--discovery-nameserver: {error:#}")))?;
+        let found = Resolver::new(&servers)
+            .urls(SERVICE, &self.get("discovery-srv-name"), &domain)
+            .await;
+        let mut urls =
+            found.map_err(|error| Failed::new(exit::BAD_CONNECTION, format!("--discovery-srv: {error}")))?;
+        let is_wanted = |url: &String| match self.get("insecure-discovery") == "false" {
+            true => url.starts_with("https://"),
+            false => true,
+        };
+        let all = urls.len();
+        urls.retain(is_wanted);
+        match (urls.is_empty(), all) {
+            (false, _) => Ok(urls),
+            (true, 0) => Err(Failed::new(
+                exit::BAD_CONNECTION,
+                format!("--discovery-srv: DNS names no endpoint of {domain}"),
+            )),
+            (true, _) => Err(Failed::new(
+                exit::BAD_CONNECTION,
+                format!("--insecure-discovery=false: DNS names endpoints of {domain} without TLS only"),
+            )),
+        }
     }
 }
 
@@ -284,7 +316,7 @@ fn log_calls() {
 
 /// Runs a verb.
 pub async fn run(matches: &ArgMatches, verb: &str, verb_matches: &ArgMatches) -> ExitCode {
-    let result = match Context::new(matches, verb_matches) {
+    let result = match Context::new(matches, verb_matches).await {
         Ok(context) => dispatch(&context, verb, verb_matches).await,
         Err(failed) => Err(failed),
     };

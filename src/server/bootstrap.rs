@@ -31,6 +31,8 @@
 //! them. If two founders got some each, neither begins, nothing is lost, and all say what to do. A founder that is
 //! stopped on the way knows its own cluster's id and goes on.
 //!
+//! The members' URLs may come from DNS (`server/discovery`). Their names are then what they answer when they are asked.
+//!
 //! Either way it serves clients only once it has its vote, or is a learner that is to stay one.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,6 +70,8 @@ pub struct Meeting {
     pub introduction: Introduction,
     /// Name and peer URLs of each member, this one included.
     pub members: BTreeMap<String, Vec<String>>,
+    /// DNS told where the members are: what stands for their names is no name.
+    pub is_discovered: bool,
     /// Where the others reach this member.
     pub peer_urls: Vec<String>,
     /// `--initial-cluster-state existing`: never found a cluster.
@@ -83,28 +87,29 @@ pub struct Meeting {
 impl Meeting {
     /// Peer URLs of others that this member was started with.
     pub fn hints(&self) -> Vec<String> {
+        let is_mine = |url: &&String| self.peer_urls.contains(url);
         let others = self
             .members
             .iter()
-            .filter(|(name, _)| **name != self.introduction.name);
+            .filter(|(name, urls)| **name != self.introduction.name && !urls.iter().any(|url| is_mine(&url)));
         let others = others.flat_map(|(_, urls)| urls.clone());
         others.chain(self.join.clone()).collect()
     }
 }
 
 /// Says now and then what stands in the way.
-struct Complaints {
+pub(super) struct Complaints {
     next: Instant,
 }
 
 impl Complaints {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Complaints {
             next: Instant::now() + COMPLAIN,
         }
     }
 
-    fn hear(&mut self, problem: &str) {
+    pub(super) fn hear(&mut self, problem: &str) {
         if Instant::now() > self.next {
             tracing::warn!(%problem, "not yet in a cluster");
             self.next = Instant::now() + COMPLAIN;
@@ -285,18 +290,26 @@ async fn meet(replica: &Replica, meeting: &Meeting) -> anyhow::Result<Met> {
             let Ok(reply) = identify(replica, meeting, url).await else {
                 continue;
             };
-            if &reply.name != name && reply.cluster_id != 0 {
+            let is_expected = meeting.is_discovered || &reply.name == name;
+            if !is_expected && reply.cluster_id != 0 {
                 met.moved.push((url.clone(), reply));
                 continue;
             }
-            if &reply.name != name {
+            if !is_expected {
                 bail!(
                     "--initial-cluster says that {name:?} is at {url}, but {:?} answers there: give all members the \
                      same --initial-cluster",
                     reply.name
                 );
             }
-            met.named.insert(name.clone(), (url.clone(), reply));
+            let earlier = met.named.insert(reply.name.clone(), (url.clone(), reply));
+            if let Some((other, reply)) = earlier {
+                bail!(
+                    "{:?} is the --name of who answers at {other}, and at {url}: give each member a name of its own, \
+                     and one record",
+                    reply.name
+                );
+            }
             break;
         }
     }
@@ -368,13 +381,22 @@ async fn rejoin(replica: &Replica, meeting: &Meeting, settled: &[&Answer]) -> Re
 /// What speaks against founding a cluster of those that were met.
 fn check_found(identity: &Identity, meeting: &Meeting, met: &Met) -> Result<(), String> {
     let (me, mine) = (&meeting.introduction, identity.cluster_id());
-    let is_missing = |name: &&str| !met.named.contains_key(*name);
-    let names = meeting.members.keys().map(String::as_str);
-    let missing: Vec<&str> = names.filter(is_missing).collect();
+    let is_met = |urls: &[String]| met.named.values().any(|(url, _)| urls.contains(url));
+    let members = meeting.members.iter();
+    let missing: Vec<&str> = members
+        .filter(|(_, urls)| !is_met(urls))
+        .map(|(name, _)| name.as_str())
+        .collect();
     if !missing.is_empty() {
         return Err(format!(
             "waiting for {}: a new cluster starts when all its members have met",
             missing.join(", ")
+        ));
+    }
+    if meeting.is_discovered && !met.named.contains_key(&me.name) {
+        return Err(format!(
+            "no record that --discovery-srv finds leads to this member, which is reached at {}",
+            meeting.peer_urls.join(",")
         ));
     }
     for (name, (url, reply)) in &met.named {
@@ -531,6 +553,7 @@ mod tests {
                 restored: String::new(),
             },
             members: BTreeMap::from(["a", "b"].map(url)),
+            is_discovered: false,
             peer_urls: Vec::new(),
             existing_only: false,
             founding_wait: Duration::from_secs(2),

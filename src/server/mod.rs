@@ -10,6 +10,7 @@ pub mod certificates;
 mod compactor;
 mod corruption;
 pub mod data_dir;
+mod discovery;
 mod disk;
 pub mod jwt;
 pub mod leader;
@@ -301,7 +302,7 @@ impl Ending {
 }
 
 /// Runs a member until it is told to stop (then all is well) or has to (then the error says why).
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let clients = bind(&config.listen_client_urls, "--listen-client-urls").await?;
     let metrics_only = bind(&config.listen_metrics_urls, "--listen-metrics-urls").await?;
     let peers = bind(&config.listen_peer_urls, "--listen-peer-urls").await?;
@@ -324,6 +325,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let peers = Bound::encrypt(peers, certificates.peers.as_ref())?;
     let to_peers = certificates.to_peers;
     let mut signals = Signals::new()?;
+    if let Some(discovery) = &config.discovery {
+        tokio::select! {
+            members = discovery::members(discovery, data_dir.cluster_id()? != 0) => config.initial_cluster = members,
+            () = signals.stop() => return Ok(()),
+        }
+    }
     let meeting = meeting(&config, &data_dir)?;
     tokio::select! {
         entered = bootstrap::enter(&data_dir, &meeting, timing(&config), to_peers.clone()) => entered?,
@@ -556,6 +563,7 @@ fn meeting(config: &Config, data_dir: &DataDir) -> anyhow::Result<Meeting> {
     Ok(Meeting {
         introduction,
         members: config.initial_cluster.clone(),
+        is_discovered: config.discovery.is_some(),
         peer_urls: config.initial_advertise_peer_urls.clone(),
         existing_only,
         founding_wait: config.founding_wait,

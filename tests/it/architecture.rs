@@ -35,7 +35,7 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 const RINGS: [&str; 9] = [
     "storage", "mvcc", "state", "backup", "raft", "server", "api", "http", "cli",
 ];
-const LEAVES: [&str; 5] = ["pb", "error", "config", "metrics", "tls"];
+const LEAVES: [&str; 6] = ["pb", "error", "config", "metrics", "tls", "dns"];
 
 fn ring(name: &str) -> Option<usize> {
     RINGS.iter().position(|ring| *ring == name)

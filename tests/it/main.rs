@@ -16,6 +16,7 @@ mod concurrency;
 mod crash;
 mod differential;
 mod differential_all;
+mod discovery;
 mod etcdctl;
 mod etcdctl_parity;
 mod failover;
