@@ -16,7 +16,7 @@
 //! **The same put by curl.** [`http`] takes JSON to the message and hands it to `api::kv` as gRPC would.
 //!
 //! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`backup`], [`raft`], [`server`], [`api`],
-//! [`http`], [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`], [`config`] and [`metrics`].
+//! [`http`], [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`], [`config`], [`journal`] and [`metrics`].
 //! `docs/architecture.md` has the rest.
 // The head of a module speaks of its insides too.
 #![allow(rustdoc::private_intra_doc_links)]
@@ -29,6 +29,7 @@ pub mod config;
 pub mod dns;
 pub mod error;
 pub mod http;
+pub mod journal;
 pub mod metrics;
 pub mod mvcc;
 pub mod raft;

@@ -13,8 +13,8 @@ use super::failed::{Failed, exit};
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
-    auth, bench, browse, check, endpoint, import, kv, lease, lock, maintenance, member, mirror, output,
-    snapshot, watch,
+    auth, bench, browse, check, endpoint, events, import, kv, lease, lock, maintenance, member, mirror,
+    output, snapshot, watch,
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
@@ -52,7 +52,7 @@ pub fn commands(command: Command) -> Command {
         mirror::commands(),
         vec![import::command()],
         check::commands(),
-        vec![bench::command()],
+        vec![events::command(), bench::command()],
         vec![Command::new("version").about("Print the versions")],
     ];
     let global = |arg: Arg| arg.global(true);
@@ -346,6 +346,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "import" => import::run(context, matches).await,
         "make-mirror" => mirror::run(context, matches).await,
         "check" => check::run(context, matches).await,
+        "events" => events::run(context, matches).await,
         "bench" => bench::run(context, matches).await,
         _ => version(),
     }

@@ -11,6 +11,7 @@ mod cluster;
 mod ctl;
 mod docs;
 mod endpoint;
+mod events;
 mod failed;
 mod format;
 mod import;

@@ -21,6 +21,7 @@
 
 mod auth;
 mod calls;
+mod look;
 pub mod session;
 pub mod watch;
 
@@ -34,6 +35,7 @@ use tonic::{Code, Request, Status};
 
 use crate::tls::{self, ClientTls};
 
+pub use look::Pages;
 pub use session::Session;
 pub use watch::{WatchError, Watcher};
 

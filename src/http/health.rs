@@ -175,7 +175,8 @@ pub fn version() -> Response<Body> {
     )
 }
 
-fn json_answer(status: StatusCode, value: serde_json::Value) -> Response<Body> {
+/// JSON.
+pub fn json_answer(status: StatusCode, value: serde_json::Value) -> Response<Body> {
     let mut response = Response::new(Body::new(Full::from(value.to_string())));
     *response.status_mut() = status;
     response

@@ -9,6 +9,7 @@
 //! | `/kv/…` | values as they are ([`kv`]) |
 //! | `/health`, `/livez`, `/readyz`, `/version` | for whoever looks after members ([`health`]) |
 //! | `/metrics` | for Prometheus ([`metrics`]) |
+//! | `/ui/…` | the cluster, to be looked at ([`look`]) |
 //!
 //! What is read or written goes through the same gRPC services, in the process: nothing here decides about data, and
 //! this ring knows neither the state's writes nor Raft. Every answer carries the CORS headers; a `Host` outside
@@ -18,6 +19,7 @@ mod gateway;
 mod grpc;
 mod health;
 mod kv;
+mod look;
 mod messages;
 mod metrics;
 
@@ -137,6 +139,9 @@ impl Http {
         if let Some(answer) = self.look_after(&path, &request).await {
             return answer;
         }
+        if let Some(answer) = self.look_at(&path, &request).await {
+            return answer;
+        }
         if let (Some(gateway), Some(path)) = (&self.gateway, gateway_path(&path)) {
             return gateway.answer(&path, request).await;
         }
@@ -146,18 +151,24 @@ impl Http {
         plain(StatusCode::NOT_FOUND, "404 page not found\n")
     }
 
+    /// The cluster, to be looked at: for reading only, and on the client port.
+    async fn look_at(&self, path: &str, request: &Request<Incoming>) -> Option<Response<Body>> {
+        if self.kv.is_none() || !look::is_path(path) {
+            return None;
+        }
+        match may_read(request) {
+            true => Some(look::answer(&self.server, path, &Query::of(request)).await),
+            false => Some(only_get()),
+        }
+    }
+
     /// Health, version and metrics: for reading only.
     async fn look_after(&self, path: &str, request: &Request<Incoming>) -> Option<Response<Body>> {
         let server = &self.server;
         let query = Query::of(request);
-        let may_read = request.method() == Method::GET || request.method() == Method::HEAD;
         let is_ours = path == "/metrics" || path == "/version" || health::is_path(path);
-        if is_ours && !may_read {
-            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
-            refused
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET"));
-            return Some(refused);
+        if is_ours && !may_read(request) {
+            return Some(only_get());
         }
         match path {
             "/metrics" => Some(metrics::answer(server)),
@@ -166,6 +177,19 @@ impl Http {
             _ => None,
         }
     }
+}
+
+/// Whether the request changes nothing.
+fn may_read<B>(request: &Request<B>) -> bool {
+    request.method() == Method::GET || request.method() == Method::HEAD
+}
+
+fn only_get() -> Response<Body> {
+    let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    refused
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("GET"));
+    refused
 }
 
 const WRONG_HOST: &str = "The Host header of the request is none of those that --host-whitelist allows.\n\

@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 pub use self::calls::{CODES, Calls};
 pub use self::instruments::{Counter, Histogram};
 use self::traffic::Traffic;
+use crate::journal::Journal;
 use crate::pb;
 
 /// Everything that is counted. Shared by all parts of a member.
@@ -37,6 +38,8 @@ pub struct Metrics {
     pub client_sent_bytes: Counter,
     /// What goes between this member and the others.
     pub traffic: Traffic,
+    /// What happened that is worth a line.
+    pub journal: Journal,
     /// Changes of the leader that this member saw.
     pub leader_changes: Counter,
     /// Proposals that got no answer, or a refusal for lack of a leader.
@@ -112,6 +115,7 @@ impl Metrics {
             client_received_bytes: Counter::default(),
             client_sent_bytes: Counter::default(),
             traffic: Traffic::default(),
+            journal: Journal::default(),
             leader_changes: Counter::default(),
             proposals_failed: Counter::default(),
             heartbeats_failed: Counter::default(),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,8 @@ pub struct Exchange {
     pub received_failures: Counter,
     /// How long a small question took, there and back: 0.1 ms to 3 s.
     pub round_trips: Histogram,
+    /// How long the last one took, in microseconds.
+    last_round_trip: AtomicU64,
     /// Whether it answered the last question.
     answers: AtomicBool,
     /// How often it stopped to answer.
@@ -75,6 +77,7 @@ impl Exchange {
             sent_failures: Counter::default(),
             received_failures: Counter::default(),
             round_trips: Histogram::new(100, 16),
+            last_round_trip: AtomicU64::new(0),
             answers: AtomicBool::new(false),
             disconnections: Counter::default(),
             snapshots_sent: Transfers::new(),
@@ -86,11 +89,18 @@ impl Exchange {
     pub fn asked(&self, answered_after: Option<Duration>) {
         if let Some(took) = answered_after {
             self.round_trips.observe(took);
+            self.last_round_trip.store(took.as_micros() as u64, Relaxed);
         }
         let answered_before = self.answers.swap(answered_after.is_some(), Relaxed);
         if answered_before && answered_after.is_none() {
             self.disconnections.increment();
         }
+    }
+
+    /// How long the last question that was answered took, there and back.
+    pub fn last_round_trip(&self) -> Option<Duration> {
+        let micros = self.last_round_trip.load(Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros))
     }
 
     /// Whether it answered the last question.

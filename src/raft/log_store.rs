@@ -69,6 +69,15 @@ impl LogStore {
         Ok(())
     }
 
+    /// Those entries of `from..to` that are in the log, as many as one read hands out.
+    pub fn entries(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
+        let (from, to) = self.bounds(&(from..to));
+        match from < to {
+            true => self.read(from, to),
+            false => Ok(Vec::new()),
+        }
+    }
+
     fn read(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
         self.wal
             .read(from, to, READ_BYTES)?

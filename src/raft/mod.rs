@@ -13,17 +13,22 @@
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it ·
 //! [`feed`] what was applied, for watchers ·
 //! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
-//! counted · [`contact`] who answers · [`membership`] one change at a time ·
+//! counted · [`contact`] who answers · [`links`], [`ballots`], [`observer`] what the journal is told ·
+//! [`figures`] for whoever looks · [`membership`] one change at a time ·
 //! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`replica`] all of it, opened
 //! and running.
 
+mod ballots;
 mod contact;
 pub mod entry;
 pub mod feed;
+pub mod figures;
 pub mod identity;
+mod links;
 pub mod log_store;
 pub mod membership;
 pub mod network;
+mod observer;
 mod pace;
 pub mod peer;
 pub mod read_index;

@@ -33,12 +33,15 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use super::ballots::Ballots;
 use super::contact::{Contact, Contacts};
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
 use super::identity::Identity;
+use super::links::{Links, cause};
 use super::snapshot::SnapshotFile;
 use super::traffic::{self, Other, Outgoing};
 use super::{Node, Snapshot, Timing, Types, Vote};
+use crate::journal::{Event, Id};
 use crate::metrics::Metrics;
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::peer_client::PeerClient;
@@ -75,6 +78,8 @@ pub struct Peers {
     name: HeaderValue,
     metrics: Arc<Metrics>,
     contacts: Contacts,
+    links: Links,
+    ballots: Ballots,
     timing: Timing,
     tls: Option<Arc<ClientTls>>,
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
@@ -101,6 +106,8 @@ impl Peers {
             identity,
             metrics,
             contacts: Contacts::default(),
+            links: Links::default(),
+            ballots: Ballots::default(),
             timing,
             tls,
             channels: Mutex::default(),
@@ -112,6 +119,23 @@ impl Peers {
     pub fn keep(&self, ids: &BTreeSet<u64>) {
         self.metrics.traffic.keep(ids);
         self.contacts.keep(ids);
+        self.links.keep(ids);
+    }
+
+    /// A question to the member `id` was answered, or was not.
+    pub fn asked(&self, id: u64, answer: Result<(), &Status>) {
+        self.links.asked(&self.metrics.journal, id, answer);
+    }
+
+    /// Whether the member `id` answers, if that is known.
+    pub fn is_up(&self, id: u64) -> Option<bool> {
+        self.links.is_up(id)
+    }
+
+    /// The member that asks for a vote was answered.
+    pub fn voted(&self, request: &VoteRequest<Types>, pre_vote: bool, response: &VoteResponse<Types>) {
+        self.ballots
+            .asked(&self.metrics.journal, request, pre_vote, response);
     }
 
     /// The newest word of where a member is.
@@ -279,6 +303,22 @@ impl Link {
         option: RPCOption,
         pre_vote: bool,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let (ballots, journal) = (&self.peers.ballots, &self.peers.metrics.journal);
+        ballots.ask(journal, &request, pre_vote);
+        let began = Instant::now();
+        let answer = self.try_vote(&request, option, pre_vote).await;
+        let took = began.elapsed();
+        ballots.answered(journal, self.target, &request, pre_vote, answer.as_ref(), took);
+        self.peers.asked(self.target, answer.as_ref().map(|_| ()));
+        answer.map_err(|status| self.failed(status))
+    }
+
+    async fn try_vote(
+        &self,
+        request: &VoteRequest<Types>,
+        option: RPCOption,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<Types>, Status> {
         let message = peer::VoteRequest {
             target: Some(self.target()),
             vote: Some(to_wire_vote(&request.vote)),
@@ -286,14 +326,10 @@ impl Link {
             pre_vote,
             leadership_transfer: request.leadership_transfer,
         };
-        let mut client = self
-            .client(Purpose::Control)
-            .map_err(|status| self.failed(status))?;
-        let reply = within(option.hard_ttl(), client.vote(message))
-            .await
-            .map_err(|status| self.failed(status))?;
+        let mut client = self.client(Purpose::Control)?;
+        let reply = within(option.hard_ttl(), client.vote(message)).await?;
         Ok(VoteResponse {
-            vote: wire_vote(reply.vote).map_err(|status| self.failed(status))?,
+            vote: wire_vote(reply.vote)?,
             vote_granted: reply.granted,
             last_log_id: reply.last.map(from_wire_log_id),
         })
@@ -309,22 +345,18 @@ impl Link {
             self.peers.metrics.heartbeats_failed.increment();
         }
         self.contact.heartbeat(answer.is_ok());
-        answer
+        self.peers.asked(self.target, answer.as_ref().map(|_| ()));
+        answer.map_err(|status| self.failed(status))
     }
 
     async fn try_heartbeat(
         &self,
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
-    ) -> Result<StreamAppendResult<Types>, RPCError<Types>> {
+    ) -> Result<StreamAppendResult<Types>, Status> {
         let message = append_request(request, Some(self.target()));
-        let mut client = self
-            .client(Purpose::Control)
-            .map_err(|status| self.failed(status))?;
-        let reply = within(option.hard_ttl(), client.heartbeat(message))
-            .await
-            .map_err(|status| self.failed(status))?;
-        append_result(reply).map_err(|status| self.failed(status))
+        let mut client = self.client(Purpose::Control)?;
+        append_result(within(option.hard_ttl(), client.heartbeat(message)).await?)
     }
 
     /// Sends a snapshot once the peer answers.
@@ -334,7 +366,15 @@ impl Link {
             self.contact.wait().await;
         }
         let began = Instant::now();
+        let (upto, bytes) = (snapshot.meta.last_log_id, snapshot.snapshot.size());
         let sent = self.try_snapshot(vote, snapshot).await;
+        self.peers.metrics.journal.record(Event::SnapshotSent {
+            to: Id(self.target),
+            upto: upto.map_or(0, |log_id| log_id.index),
+            bytes,
+            took_ms: began.elapsed().as_millis() as u64,
+            why: sent.as_ref().err().map(|status| cause(status)),
+        });
         if let Some(exchange) = self.peers.metrics.traffic.with(self.target) {
             exchange.snapshots_sent.count(sent.is_ok(), began.elapsed());
         }

@@ -171,10 +171,11 @@ impl Peer for PeerService {
         let mut ask = VoteRequest::new(wire_vote(request.vote)?, request.last.map(from_wire_log_id));
         ask.leadership_transfer = request.leadership_transfer;
         let reply = match request.pre_vote {
-            true => self.raft.pre_vote(ask).await,
-            false => self.raft.vote(ask).await,
+            true => self.raft.pre_vote(ask.clone()).await,
+            false => self.raft.vote(ask.clone()).await,
         }
         .map_err(stopped)?;
+        self.replica.peers().voted(&ask, request.pre_vote, &reply);
         Ok(Response::new(peer::VoteReply {
             vote: Some(to_wire_vote(&reply.vote)),
             granted: reply.vote_granted,
@@ -210,8 +211,12 @@ impl Peer for PeerService {
         let vote = wire_vote(head.vote)?;
         let began = Instant::now();
         let received = self.replica.snapshots().receive(&head, first, &mut chunks).await;
-        self.replica
-            .count_received(vote.leader_id.node_id, received.is_ok(), began.elapsed());
+        self.replica.tell_received(
+            vote.leader_id.node_id,
+            &head,
+            received.as_ref().err(),
+            began.elapsed(),
+        );
         let snapshot = received?;
         let reply = self
             .raft
@@ -293,6 +298,13 @@ impl Peer for PeerService {
             hash: checksum.hash,
             compacted: checksum.compacted,
         }))
+    }
+
+    async fn look(&self, request: Request<peer::LookRequest>) -> Result<Response<peer::LookReply>, Status> {
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let reply = self.replica.answer_figures(request.run, request.after);
+        Ok(Response::new(reply))
     }
 
     async fn join(&self, request: Request<peer::JoinRequest>) -> Result<Response<peer::JoinReply>, Status> {

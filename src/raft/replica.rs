@@ -37,6 +37,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
 use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Types, Vote};
 use crate::error::Error;
+use crate::journal::{Event, Id};
 use crate::metrics::Metrics;
 use crate::pb::pontoon::command::reply;
 use crate::pb::pontoon::{command, peer};
@@ -53,6 +54,8 @@ const SNAPSHOT_BYTES: u64 = 64 << 20;
 const SNAPSHOT_CHECK: Duration = Duration::from_millis(500);
 /// How long a member that is behind is waited for before its checksum is given up.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// Records of the journal that another member is sent at once.
+pub const MOST_RECORDS: usize = 1000;
 /// How long a handover of leadership may take before the member stops without one.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -245,6 +248,7 @@ pub struct Replica {
 struct Inner {
     raft: Raft,
     wal: Wal,
+    log: LogStore,
     peers: Arc<Peers>,
     identity: Arc<Identity>,
     snapshots: Arc<SnapshotStore>,
@@ -311,7 +315,7 @@ impl Replica {
             options.identity.member_id(),
             Arc::new(config),
             Network::new(peers.clone()),
-            log,
+            log.clone(),
             machine,
         )
         .await
@@ -327,6 +331,7 @@ impl Replica {
         let inner = Inner {
             raft,
             wal,
+            log,
             peers,
             identity: options.identity,
             snapshots,
@@ -342,9 +347,11 @@ impl Replica {
             heard: std::sync::Mutex::default(),
             state_closed: Mutex::new(Some(closed)),
         };
-        Ok(Replica {
+        let replica = Replica {
             inner: Arc::new(inner),
-        })
+        };
+        tokio::spawn(super::observer::run(replica.clone()));
+        Ok(replica)
     }
 
     /// openraft's handle, for the peer service.
@@ -363,7 +370,21 @@ impl Replica {
     }
 
     /// A snapshot of `from` came, or did not, in so long.
-    pub fn count_received(&self, from: u64, arrived: bool, took: Duration) {
+    pub fn tell_received(
+        &self,
+        from: u64,
+        head: &peer::SnapshotHead,
+        failed: Option<&tonic::Status>,
+        took: Duration,
+    ) {
+        self.metrics().journal.record(Event::SnapshotReceived {
+            from: Id(from),
+            upto: head.last.map_or(0, |last| from_wire_log_id(last).index),
+            bytes: head.size,
+            took_ms: took.as_millis() as u64,
+            why: failed.map(super::links::cause),
+        });
+        let arrived = failed.is_none();
         if arrived {
             self.metrics().snapshots_received.observe(took);
         }
@@ -375,6 +396,11 @@ impl Replica {
     /// Snapshot files.
     pub fn snapshots(&self) -> &Arc<SnapshotStore> {
         &self.inner.snapshots
+    }
+
+    /// The log.
+    pub fn log(&self) -> &LogStore {
+        &self.inner.log
     }
 
     /// Reads of the applied state.
@@ -551,6 +577,40 @@ impl Replica {
         }
     }
 
+    /// Asks another member how it stands, and for its records behind number `after` of its run `run`.
+    pub async fn ask_figures(
+        &self,
+        id: u64,
+        node: &Node,
+        (run, after): (u64, u64),
+        limit: Duration,
+    ) -> Result<peer::LookReply, tonic::Status> {
+        let request = peer::LookRequest {
+            target: Some(self.inner.peers.target(id)),
+            run,
+            after,
+        };
+        let mut client = self.inner.peers.client(id, node, Purpose::Forward)?;
+        within(limit, client.look(request)).await
+    }
+
+    /// The answer to that.
+    pub fn answer_figures(&self, run: u64, after: u64) -> peer::LookReply {
+        let journal = &self.metrics().journal;
+        let after = if run == journal.run() { after } else { 0 };
+        let records = journal.after(after, MOST_RECORDS);
+        let json = |value: Result<Vec<u8>, _>| Bytes::from(value.unwrap_or_default());
+        peer::LookReply {
+            figures: json(serde_json::to_vec(&self.figures())),
+            run: journal.run(),
+            after: records.last().map_or(after, |record| record.seq),
+            records: records
+                .iter()
+                .map(|record| json(serde_json::to_vec(record)))
+                .collect(),
+        }
+    }
+
     /// Asks the leader's lease clock.
     pub async fn ask_lease_clock(
         &self,
@@ -640,18 +700,22 @@ impl Replica {
     /// Whether this member hears from its leader, or leads and hears from a majority. Raft still names a leader that
     /// is long gone, or from before a restart.
     pub fn is_in_touch(&self) -> bool {
-        let limit = self.inner.timing.election;
+        self.silence()
+            .is_some_and(|silence| silence < self.inner.timing.election)
+    }
+
+    /// How long ago that was; none if it never was.
+    pub fn silence(&self) -> Option<Duration> {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let me = self.inner.identity.member_id();
-        let last = match metrics.current_leader == Some(me) {
-            true if metrics.membership_config.membership().voter_ids().eq([me]) => return true,
+        match metrics.current_leader == Some(me) {
+            true if metrics.membership_config.membership().voter_ids().eq([me]) => Some(Duration::ZERO),
             true => metrics.last_quorum_acked.map(|at| at.elapsed()),
             false => {
                 let heard = self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 heard.map(|at| at.elapsed())
             }
-        };
-        last.is_some_and(|ago| ago < limit)
+        }
     }
 
     /// Waits until something about Raft changes from now on: the leader, perhaps.
@@ -714,7 +778,6 @@ impl Replica {
         let Some((successor, _)) = others.max_by_key(|(_, matched)| **matched) else {
             return;
         };
-        tracing::info!(to = format!("{successor:x}"), "handing leadership over");
         if !self.transfer_leader(*successor, TRANSFER_LIMIT).await {
             tracing::warn!("nobody took over in time");
         }
@@ -724,6 +787,7 @@ impl Replica {
     pub async fn transfer_leader(&self, to: u64, limit: Duration) -> bool {
         let raft = &self.inner.raft;
         let me = self.inner.identity.member_id();
+        self.metrics().journal.record(Event::HandingOver { to: Id(to) });
         if raft.trigger().transfer_leader(to).await.is_err() {
             return false;
         }

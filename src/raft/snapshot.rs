@@ -198,19 +198,11 @@ impl SnapshotStore {
 
     /// Writes a snapshot. It is durable and current when this returns; the answer is a newer one if one has come.
     pub fn build(&self, meta: SnapshotMeta, source: SnapshotSource) -> io::Result<Snapshot> {
-        let started = std::time::Instant::now();
         let unfinished = self.temporary(&meta);
         let path = unfinished.path.clone();
         let records = source.records().map(|record| record.map_err(io::Error::other));
         write(&*self.fs, &path, &meta, records)?;
-        let snapshot = self.adopt(&path, &meta)?;
-        tracing::info!(
-            upto = ?meta.last_log_id.map(|log_id| log_id.index),
-            bytes = snapshot.snapshot.size,
-            took = ?started.elapsed(),
-            "took a snapshot"
-        );
-        Ok(snapshot)
+        self.adopt(&path, &meta)
     }
 
     /// Writes a snapshot of what is not this member's state yet. It is durable when this returns, but not current.
@@ -264,7 +256,6 @@ impl SnapshotStore {
         if found.meta != meta {
             return Err(Status::data_loss("the snapshot is not what its sender says"));
         }
-        tracing::info!(upto = ?meta.last_log_id.map(|log_id| log_id.index), bytes = offset, "received a snapshot");
         found.snapshot.unfinished = Some(Arc::new(unfinished));
         Ok(found)
     }

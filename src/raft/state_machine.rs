@@ -26,6 +26,7 @@ use super::pace::Pace;
 use super::saving::{Defragmenter, Saving};
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{CommandBytes, LogId, Reply, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::journal::Event;
 use crate::metrics::Metrics;
 use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
@@ -356,6 +357,13 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .await
             .map_err(io::Error::other)?;
         self.metrics.snapshots_taken.observe(began.elapsed());
+        if let Ok(built) = &built {
+            self.metrics.journal.record(Event::SnapshotTaken {
+                upto: built.meta.last_log_id.map_or(0, |log_id| log_id.index),
+                bytes: built.snapshot.size(),
+                took_ms: began.elapsed().as_millis() as u64,
+            });
+        }
         built
     }
 }

@@ -25,6 +25,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::restore::Origin;
+use crate::journal::Left;
 
 /// Of the directory as a whole; a member refuses a newer one.
 const FORMAT: u32 = 1;
@@ -70,6 +71,7 @@ pub struct DataDir {
     path: PathBuf,
     member: Arc<Mutex<MemberFile>>,
     trust_state: bool,
+    left: Left,
     is_new: bool,
     /// Released when the process ends, however it ends.
     _lock: File,
@@ -98,6 +100,12 @@ impl DataDir {
             false => read(&file, path, name)?,
         };
         let trust_state = left_trustworthy(path);
+        let left = match (is_new, trust_state) {
+            (true, _) => Left::First,
+            (_, false) => Left::PowerCut,
+            _ if path.join("running").exists() => Left::Killed,
+            _ => Left::Clean,
+        };
         if trust_state {
             // Before the state is written to: after a crash of the machine this boot's id is to be found.
             mark_running(path).with_context(|| format!("cannot write to --data-dir {}", path.display()))?;
@@ -106,6 +114,7 @@ impl DataDir {
             path: path.to_path_buf(),
             member: Arc::new(Mutex::new(member)),
             trust_state,
+            left,
             is_new,
             _lock: lock,
         })
@@ -124,6 +133,7 @@ impl DataDir {
             path: path.to_path_buf(),
             member: Arc::new(Mutex::new(parse(&file, path)?)),
             trust_state: left_trustworthy(path),
+            left: Left::Clean,
             is_new: false,
             _lock: lock,
         })
@@ -151,6 +161,11 @@ impl DataDir {
         member.removed = false;
         write(&self.path, &member)
             .with_context(|| format!("cannot write to --data-dir {}", self.path.display()))
+    }
+
+    /// How the last run in it ended.
+    pub fn left(&self) -> Left {
+        self.left
     }
 
     /// Whether the directory was made just now.

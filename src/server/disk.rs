@@ -2,25 +2,63 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::journal::event::Synced;
+use crate::journal::{Event, Journal};
 use crate::metrics::{Histogram, Metrics};
 use crate::storage::fs::{File, Fs, RealFs};
+
+/// As long as this should no disk take: a tenth of the default election timeout.
+const SLOW: Duration = Duration::from_millis(100);
+/// Slow ones are told no more often.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// What was told of slow syncs.
+#[derive(Default)]
+struct Slow {
+    /// When, and how many were not told since.
+    told: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Slow {
+    fn tell(&self, journal: &Journal, is_wal: bool, took: Duration) {
+        let more = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.0.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+                told.1 += 1;
+                return;
+            }
+            told.0 = Some(Instant::now());
+            std::mem::take(&mut told.1)
+        };
+        journal.record(Event::SlowSync {
+            of: if is_wal { Synced::Log } else { Synced::Snapshot },
+            took_ms: took.as_millis() as u64,
+            more,
+        });
+    }
+}
 
 /// The disk of this machine, with a clock beside it.
 pub struct TimedFs {
     /// Files below are the log's, others snapshots.
     wal_dir: PathBuf,
     metrics: Arc<Metrics>,
+    slow: Arc<Slow>,
 }
 
 impl TimedFs {
     /// Tells `metrics`; the log is in `wal_dir`.
     pub fn new(wal_dir: PathBuf, metrics: Arc<Metrics>) -> Self {
-        TimedFs { wal_dir, metrics }
+        TimedFs {
+            wal_dir,
+            metrics,
+            slow: Arc::default(),
+        }
     }
 
     fn timed(&self, path: &Path, file: Box<dyn File>) -> Box<dyn File> {
@@ -28,6 +66,7 @@ impl TimedFs {
             file,
             is_wal: path.starts_with(&self.wal_dir),
             metrics: self.metrics.clone(),
+            slow: self.slow.clone(),
         })
     }
 }
@@ -66,6 +105,7 @@ struct TimedFile {
     file: Box<dyn File>,
     is_wal: bool,
     metrics: Arc<Metrics>,
+    slow: Arc<Slow>,
 }
 
 impl TimedFile {
@@ -96,7 +136,11 @@ impl File for TimedFile {
     fn sync_data(&self) -> io::Result<()> {
         let began = Instant::now();
         let synced = self.file.sync_data();
-        self.syncs().observe(began.elapsed());
+        let took = began.elapsed();
+        self.syncs().observe(took);
+        if took >= SLOW {
+            self.slow.tell(&self.metrics.journal, self.is_wal, took);
+        }
         synced
     }
 }
@@ -122,5 +166,20 @@ mod tests {
         assert_eq!(count(&metrics.wal_syncs), Some(2));
         assert_eq!(count(&metrics.snapshot_syncs), Some(1));
         assert_eq!(metrics.wal_bytes.get(), 3);
+    }
+
+    #[test]
+    fn a_slow_disk_is_told_now_and_then() {
+        let (slow, journal) = (Slow::default(), Journal::default());
+        for _ in 0..3 {
+            slow.tell(&journal, true, SLOW);
+        }
+        let records = journal.after(0, 9);
+        assert_eq!(records.len(), 1);
+        assert_eq!(
+            records[0].says,
+            "the disk was slow: 100 ms until the log was safe"
+        );
+        assert_eq!(slow.told.lock().expect("not poisoned").1, 2);
     }
 }

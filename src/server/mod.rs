@@ -17,6 +17,7 @@ pub mod leader;
 pub mod lessor;
 mod listen;
 pub mod members;
+pub mod observatory;
 pub mod propose;
 pub mod read;
 pub mod recover;
@@ -46,6 +47,7 @@ use self::leader::Leadership;
 use self::lessor::Lessor;
 use self::lessor::leader::{Leader, Shared};
 use self::members::{Members, Rules, Whereabouts};
+use self::observatory::Observatory;
 use self::propose::{Limits, Proposer};
 use self::read::Barrier;
 use self::restore::Origin;
@@ -54,6 +56,7 @@ use self::watches::Watches;
 use crate::config::{self, Config};
 use crate::error::Error;
 use crate::http::Port;
+use crate::journal::Event;
 use crate::metrics::Metrics;
 use crate::pb::etcdserverpb::Member;
 use crate::pb::pontoon::command::{MemberRecord, SetMember, command::Op, reply::Response};
@@ -94,6 +97,7 @@ pub struct Server {
     backups: Backups,
     lessor: Lessor,
     space: Space,
+    observatory: Observatory,
     metrics: Arc<Metrics>,
 }
 
@@ -136,6 +140,11 @@ impl Server {
     /// The room that this member has.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// The cluster, to be looked at.
+    pub fn observatory(&self) -> &Observatory {
+        &self.observatory
     }
 
     /// The limits in force.
@@ -339,6 +348,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let tokens = Arc::new(Tokens::new(config.auth_token_ttl));
     let leases = Arc::new(Shared::default());
     let metrics = Arc::new(Metrics::new(config.metrics_extensive));
+    metrics
+        .journal
+        .call([(data_dir.member_id()?, config.name.clone())]);
+    metrics.journal.record(Event::Started {
+        name: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        left: data_dir.left(),
+    });
     let fs = Arc::new(TimedFs::new(data_dir.join("wal"), metrics.clone()));
     let parts = Parts {
         fs,
@@ -379,6 +396,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         backups: Backups::new(data_dir.join("spool")).context("cannot empty the directory for backups")?,
         leadership: Leadership::follow(replica.clone()),
         watches: watches(&config, &replica),
+        observatory: Observatory::start(replica.clone()),
         metrics,
     };
 
@@ -405,7 +423,10 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     };
     let outcome = tokio::select! {
         outcome = serve_clients(&config, &data_dir, server, meeting, listeners, ending) => outcome,
-        reason = replica.failure().wait() => Err(anyhow::anyhow!(reason)),
+        reason = replica.failure().wait() => {
+            replica.metrics().journal.record(Event::Failed { why: reason.clone() });
+            Err(anyhow::anyhow!(reason))
+        }
     };
     // If the disk or the log failed nothing can be saved, and `running` stays, so that the next start looks closely.
     let end = outcome?;
@@ -517,16 +538,18 @@ async fn serve_clients(
         &stopping,
     ));
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
+    server.metrics.journal.record(Event::Serving {});
     let end = ending.comes().await;
     if end == End::Removed {
         tracing::warn!("this member was removed from the cluster");
     }
-    tracing::info!("stopping: handing over and draining");
+    server.metrics.journal.record(Event::Stopping {});
     background.iter().for_each(tokio::task::JoinHandle::abort);
     server.replica.hand_over().await;
     // Streams that would never end by themselves.
     server.lessor.close();
     server.watches.close();
+    server.observatory.close();
     stop.send_replace(true);
     let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
     if drained.is_err() {

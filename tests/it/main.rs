@@ -19,6 +19,7 @@ mod differential_all;
 mod discovery;
 mod etcdctl;
 mod etcdctl_parity;
+mod events;
 mod failover;
 mod gateway;
 mod grpc;

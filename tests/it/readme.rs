@@ -138,6 +138,18 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
                 let errors = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success(), "{block}\n{said}{errors}");
+                if kind == "events" {
+                    let has = |what: &str| assert!(said.contains(what), "no {what}: {said}");
+                    [
+                        "node3",
+                        "starts for the first time",
+                        "serves clients",
+                        " leads in term ",
+                    ]
+                    .map(has);
+                    ran.push(kind);
+                    continue;
+                }
                 let expected = match kind.as_str() {
                     "" => "OK\nhello\nworld\n",
                     "etcdctl" => "OK\nhello\nagain\n",

@@ -51,6 +51,8 @@ async fn follow_records(replica: &Replica) {
             .filter(|id| *id != me)
             .collect();
         replica.peers().keep(&others);
+        let names = records.iter().map(|record| (record.id, record.name.clone()));
+        replica.metrics().journal.call(names);
         for record in records {
             // Only what is new in the records is news: a member may have told since that it moved.
             if seen.get(&record.id) != Some(&record.peer_urls) {

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use tonic::Status;
+
 use super::ANSWER;
 use crate::pb::pontoon::peer;
 use crate::raft::Node;
@@ -13,7 +15,7 @@ use crate::raft::peer::Introduction;
 use crate::raft::replica::Replica;
 
 /// How often each of the others is asked.
-const EVERY: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(1);
 
 /// Asks for as long as the member runs.
 pub async fn ask_now_and_then(replica: &Replica, introduction: &Introduction) {
@@ -34,19 +36,27 @@ async fn ask(replica: &Replica, introduction: &Introduction, id: u64, node: &Nod
     let began = Instant::now();
     let named = identify(replica, introduction, id, node).await;
     // Where it was somebody else may be now.
-    let is_it = named.is_some_and(|named| named == id);
-    exchange.asked(is_it.then(|| began.elapsed()));
+    let named = named.and_then(|named| match named == id {
+        true => Ok(()),
+        false => Err(Status::not_found(format!("member {named:x} is at its address"))),
+    });
+    exchange.asked(named.is_ok().then(|| began.elapsed()));
+    replica.peers().asked(id, named.as_ref().map(|()| ()));
 }
 
 /// Who answers where `id` is looked for.
-async fn identify(replica: &Replica, introduction: &Introduction, id: u64, node: &Node) -> Option<u64> {
+async fn identify(
+    replica: &Replica,
+    introduction: &Introduction,
+    id: u64,
+    node: &Node,
+) -> Result<u64, Status> {
     let question = peer::IdentifyRequest {
         token: introduction.token.clone(),
         name: introduction.name.clone(),
         cluster_id: replica.identity().cluster_id(),
         ..peer::IdentifyRequest::default()
     };
-    let mut client = replica.peers().client(id, node, Purpose::Control).ok()?;
-    let reply = within(ANSWER, client.identify(question)).await.ok()?;
-    Some(reply.member_id)
+    let mut client = replica.peers().client(id, node, Purpose::Control)?;
+    Ok(within(ANSWER, client.identify(question)).await?.member_id)
 }
