@@ -52,10 +52,8 @@ async fn wait_for_event(
 async fn a_dead_leader_is_lost_and_followed_with_every_vote_told() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
-    let (through, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let through = (leader + 1) % 3;
     let (dead, survivor) = (id(&cluster, leader).await, id(&cluster, through).await);
-    let third = id(&cluster, other).await;
-    // One that merely looks asks nobody for anything else.
     let before = events(&cluster, through);
     for member in 0..3 {
         let name = &cluster.members[member].name;
@@ -90,7 +88,7 @@ async fn a_dead_leader_is_lost_and_followed_with_every_vote_told() {
     assert!(
         silent["why"]
             .as_str()
-            .is_some_and(|why| why.contains("refused") || why.contains("reset")),
+            .is_some_and(|why| why.to_lowercase().contains("connection")),
         "{silent}"
     );
     let all = events(&cluster, through);
@@ -131,7 +129,6 @@ async fn a_dead_leader_is_lost_and_followed_with_every_vote_told() {
     })
     .await;
     assert_eq!(lost["why"], "superseded", "{lost}");
-    drop((third, other));
 }
 
 struct Follower(Child);
