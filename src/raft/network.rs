@@ -373,7 +373,7 @@ impl Link {
             upto: upto.map_or(0, |log_id| log_id.index),
             bytes,
             took_ms: began.elapsed().as_millis() as u64,
-            why: sent.as_ref().err().map(|status| cause(status)),
+            why: sent.as_ref().err().map(cause),
         });
         if let Some(exchange) = self.peers.metrics.traffic.with(self.target) {
             exchange.snapshots_sent.count(sent.is_ok(), began.elapsed());

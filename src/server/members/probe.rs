@@ -41,7 +41,7 @@ async fn ask(replica: &Replica, introduction: &Introduction, id: u64, node: &Nod
         false => Err(Status::not_found(format!("member {named:x} is at its address"))),
     });
     exchange.asked(named.is_ok().then(|| began.elapsed()));
-    replica.peers().asked(id, named.as_ref().map(|()| ()));
+    replica.peers().asked(id, named.as_ref().copied());
 }
 
 /// Who answers where `id` is looked for.
