@@ -40,15 +40,19 @@ impl Kv {
         if !state::all_serializable(request) {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        self.server
+        let (answer, counts) = self
+            .server
             .read_as(
                 who,
                 // Ranges only: no lease is touched.
                 |auth, who| auth.permit_txn(who, request, &|_| Vec::new()),
-                |reader| reader.read_txn(request),
+                |reader| Ok::<_, ReadError>(reader.read_txn(request)),
             )
             .await
-            .map_err(|error| read_error(&self.server, error))
+            .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().ranges.add(counts.ranges);
+        self.server.metrics().txns.add(counts.txns);
+        answer.map_err(|error| read_error(&self.server, error))
     }
 
     async fn wait_reclaimed(&self, revision: i64) {
@@ -70,15 +74,17 @@ impl Service for Kv {
         if !request.serializable {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        let mut response = self
+        let answer = self
             .server
             .read_as(
                 &who,
                 |auth, who| auth.permit_range(who, &request),
-                |reader| reader.range(&request),
+                |reader| Ok::<_, ReadError>(reader.range(&request)),
             )
             .await
             .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().ranges.increment();
+        let mut response = answer.map_err(|error| read_error(&self.server, error))?;
         response.header = self.complete(response.header);
         Ok(Response::new(response))
     }
@@ -110,6 +116,7 @@ impl Service for Kv {
             )
             .await
             .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().ranges.increment();
         let stream = futures::stream::unfold((self.server.clone(), chunks), |(server, mut chunks)| async {
             let mut chunk = match chunks.next_chunk() {
                 Ok(chunk) => chunk?,

@@ -74,6 +74,14 @@ pub struct Metrics {
     pub hashes: Histogram,
     /// How long checksums of all keys at a revision took: 10 ms to 164 s.
     pub revision_hashes: Histogram,
+    /// Ranges of the store: of reads that this member served, and of commands that it applied.
+    pub ranges: Counter,
+    /// Puts that this member applied.
+    pub puts: Counter,
+    /// Deletes that this member applied.
+    pub deletes: Counter,
+    /// Passes over the store of more than one range, put or delete.
+    pub txns: Counter,
     /// Versions that were reclaimed after a compaction.
     pub versions_reclaimed: Counter,
     /// Events that were put on their way to clients.
@@ -133,6 +141,10 @@ impl Metrics {
             defragmentations: Histogram::new(100_000, 13),
             hashes: Histogram::new(10_000, 15),
             revision_hashes: Histogram::new(10_000, 15),
+            ranges: Counter::default(),
+            puts: Counter::default(),
+            deletes: Counter::default(),
+            txns: Counter::default(),
             versions_reclaimed: Counter::default(),
             watch_events: Counter::default(),
             leases_granted: Counter::default(),

@@ -32,7 +32,9 @@ use crate::pb::pontoon::command::command::Op;
 use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{Command, Done};
 use crate::raft::replica::Failure;
-use crate::state::{Changes, LeaseChange, LeaseChanges, Place, Reader, SnapshotSource, State, TokenChange};
+use crate::state::{
+    Changes, Counts, LeaseChange, LeaseChanges, Place, Reader, SnapshotSource, State, TokenChange,
+};
 
 /// Entries sealed and answered together at most: bounds the wait of the first for the last.
 const SEAL_EVERY: usize = 256;
@@ -181,6 +183,7 @@ impl StateMachine {
             index: log_id.index,
         };
         let mut outcome = self.state.apply(place, &command).map_err(io::Error::other)?;
+        self.count(outcome.counts);
         self.leases.extend(outcome.leases);
         if let Some(change) = outcome.tokens {
             (self.shell.token_sink)(change);
@@ -233,6 +236,14 @@ impl StateMachine {
             let changes = std::mem::replace(&mut self.changes, next);
             self.shell.feed.publish(changes, || self.state.reader().view());
         }
+    }
+
+    fn count(&self, counts: Counts) {
+        let metrics = &self.shell.metrics;
+        metrics.ranges.add(counts.ranges);
+        metrics.puts.add(counts.puts);
+        metrics.deletes.add(counts.deletes);
+        metrics.txns.add(counts.txns);
     }
 
     fn count_leases(&self) {

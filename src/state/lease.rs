@@ -13,7 +13,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Failure, Place, header};
+use super::{Counts, Failure, Place, header};
 use crate::error::Error;
 use crate::mvcc::{Store, Versions, Write};
 use crate::pb::etcdserverpb::{
@@ -91,9 +91,10 @@ pub fn revoke(
     write: &mut Write<'_>,
     request: &LeaseRevokeRequest,
     changes: &mut LeaseChanges,
+    counts: &mut Counts,
 ) -> Result<LeaseRevokeResponse, Failure> {
     let lease = get(write, request.id)?.ok_or(Error::LeaseNotFound)?;
-    end(write, &lease, changes);
+    end(write, &lease, changes, counts);
     Ok(LeaseRevokeResponse {
         header: header(write.revision()),
     })
@@ -105,11 +106,12 @@ pub fn expire(
     request: &LeaseExpire,
     place: Place,
     changes: &mut LeaseChanges,
+    counts: &mut Counts,
 ) -> storage::Result<()> {
     if request.term == place.term
         && let Some(lease) = granted(write, request.id, request.granted_at)?
     {
-        end(write, &lease, changes);
+        end(write, &lease, changes, counts);
     }
     Ok(())
 }
@@ -134,8 +136,9 @@ pub fn checkpoint(
     Ok(())
 }
 
-fn end(write: &mut Write<'_>, lease: &Lease, changes: &mut LeaseChanges) {
+fn end(write: &mut Write<'_>, lease: &Lease, changes: &mut LeaseChanges, counts: &mut Counts) {
     for key in write.attached(lease.id) {
+        counts.delete();
         write.delete(key);
     }
     write.set_record(keys::lease(lease.id), None);

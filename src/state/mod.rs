@@ -16,6 +16,7 @@ pub mod auth;
 mod check;
 mod chunks;
 mod cluster;
+mod counts;
 mod lease;
 mod range;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use check::{
 };
 pub use chunks::{Chunks, is_in_key_order};
 pub use cluster::{Seat, member_records};
+pub use counts::Counts;
 pub use lease::{Lease, LeaseChange, LeaseChanges};
 pub use range::ReadError;
 
@@ -76,6 +78,8 @@ pub struct Outcome {
     pub tokens: Option<TokenChange>,
     /// For the lease clock.
     pub leases: LeaseChanges,
+    /// What was done to the store.
+    pub counts: Counts,
 }
 
 /// Tokens are no part of the state: each member keeps them in memory, and learns of them from the log.
@@ -151,8 +155,9 @@ impl State {
     /// An error means that this member must stop.
     pub fn apply(&mut self, place: Place, command: &Command) -> storage::Result<Outcome> {
         let mut write = self.store.write();
-        let mut leases = LeaseChanges::new();
-        let response = match apply_op(&mut write, &mut self.auth, place, command, &mut leases) {
+        let (mut leases, mut counts) = (LeaseChanges::new(), Counts::default());
+        let follows = (&mut leases, &mut counts);
+        let response = match apply_op(&mut write, &mut self.auth, place, command, follows) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => {
                 // Commands are checked before they change anything; a half-made change must not become a revision.
@@ -165,12 +170,14 @@ impl State {
             Err(Failure::Local(error)) => return Err(error),
         };
         let (revision, events) = write.finish();
+        counts.end_pass();
         Ok(Outcome {
             tokens: token_change(command.op.as_ref(), &response),
             response,
             events,
             revision,
             leases,
+            counts,
         })
     }
 
@@ -228,7 +235,7 @@ fn apply_op(
     auth: &mut Arc<Auth>,
     place: Place,
     command: &Command,
-    leases: &mut LeaseChanges,
+    (leases, counts): (&mut LeaseChanges, &mut Counts),
 ) -> Result<Response, Failure> {
     let none = Header::default();
     let header = command.header.as_ref().unwrap_or(&none);
@@ -245,10 +252,12 @@ fn apply_op(
     alarm::admit(write, command.op.as_ref())?;
     match command.op.as_ref() {
         Some(Op::Alarm(request)) => Ok(Response::Alarm(alarm::apply(write, request))),
-        Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request)?)),
-        Some(Op::DeleteRange(request)) => Ok(Response::DeleteRange(txn::delete_range(write, request)?)),
-        Some(Op::Txn(request)) => Ok(Response::Txn(txn::txn(write, request, max_ops)?)),
-        Some(Op::Compact(request)) => Ok(Response::Compact(compact(write, request)?)),
+        Some(Op::Put(request)) => Ok(Response::Put(txn::put(write, request, counts)?)),
+        Some(Op::DeleteRange(request)) => {
+            Ok(Response::DeleteRange(txn::delete_range(write, request, counts)?))
+        }
+        Some(Op::Txn(request)) => Ok(Response::Txn(txn::txn(write, request, max_ops, counts)?)),
+        Some(Op::Compact(request)) => Ok(Response::Compact(compact(write, request, counts)?)),
         Some(Op::SetMember(member)) => {
             cluster::set(write, member);
             Ok(Response::Done(Done {}))
@@ -273,9 +282,11 @@ fn apply_op(
         Some(Op::LeaseGrant(request)) => {
             Ok(Response::LeaseGrant(lease::grant(write, request, place, leases)?))
         }
-        Some(Op::LeaseRevoke(request)) => Ok(Response::LeaseRevoke(lease::revoke(write, request, leases)?)),
+        Some(Op::LeaseRevoke(request)) => Ok(Response::LeaseRevoke(lease::revoke(
+            write, request, leases, counts,
+        )?)),
         Some(Op::LeaseExpire(request)) => {
-            lease::expire(write, request, place, leases)?;
+            lease::expire(write, request, place, leases, counts)?;
             Ok(Response::Done(Done {}))
         }
         Some(Op::LeaseCheckpoint(request)) => {
@@ -303,7 +314,11 @@ fn token_change(op: Option<&Op>, response: &Result<Response, Error>) -> Option<T
     }
 }
 
-fn compact(write: &mut Write<'_>, request: &CompactionRequest) -> Result<CompactionResponse, Failure> {
+fn compact(
+    write: &mut Write<'_>,
+    request: &CompactionRequest,
+    counts: &mut Counts,
+) -> Result<CompactionResponse, Failure> {
     if request.revision <= write.compacted() {
         return Err(Error::Compacted.into());
     }
@@ -311,6 +326,7 @@ fn compact(write: &mut Write<'_>, request: &CompactionRequest) -> Result<Compact
         return Err(Error::FutureRevision.into());
     }
     write.compact(request.revision);
+    counts.range();
     Ok(CompactionResponse {
         header: header(write.revision()),
     })
@@ -368,10 +384,15 @@ impl Reader {
         Chunks::new(self.view(), request)
     }
 
-    /// A transaction that only reads.
-    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
-        self.check_trusted()?;
-        txn::read_txn(&self.view(), request)
+    /// A transaction that only reads, and what it did, also if it is refused.
+    pub fn read_txn(&self, request: &TxnRequest) -> (Result<TxnResponse, ReadError>, Counts) {
+        let mut counts = Counts::default();
+        let answer = match self.check_trusted() {
+            Ok(()) => txn::read_txn(&self.view(), request, &mut counts),
+            Err(error) => Err(error.into()),
+        };
+        counts.end_pass();
+        (answer, counts)
     }
 
     /// Nothing is read from a state that is known to be corrupt.

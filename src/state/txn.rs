@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::check::{check_delete_range, check_put, check_txn};
 use super::range::{ReadError, range, revision_in_txn};
-use super::{Failure, header, lease};
+use super::{Counts, Failure, header, lease};
 use crate::error::Error;
 use crate::mvcc::history::Meta;
 use crate::mvcc::{KeyRange, Versions, Write};
@@ -26,37 +26,49 @@ use crate::pb::etcdserverpb::{
 use crate::storage;
 
 /// Sets a key.
-pub fn put(write: &mut Write<'_>, request: &PutRequest) -> Result<PutResponse, Failure> {
+pub fn put(write: &mut Write<'_>, request: &PutRequest, counts: &mut Counts) -> Result<PutResponse, Failure> {
     check_put(request)?;
     check_lease(write, request)?;
     if needs_key(request) && write.meta(&request.key).is_none() {
+        counts.range();
         return Err(Error::KeyNotFound.into());
     }
-    Ok(do_put(write, request)?)
+    Ok(do_put(write, request, counts)?)
 }
 
 /// Deletes a range.
 pub fn delete_range(
     write: &mut Write<'_>,
     request: &DeleteRangeRequest,
+    counts: &mut Counts,
 ) -> Result<DeleteRangeResponse, Failure> {
     check_delete_range(request)?;
-    Ok(do_delete_range(write, request)?)
+    Ok(do_delete_range(write, request, counts)?)
 }
 
 /// Compares, then one branch.
-pub fn txn(write: &mut Write<'_>, request: &TxnRequest, max_ops: usize) -> Result<TxnResponse, Failure> {
+pub fn txn(
+    write: &mut Write<'_>,
+    request: &TxnRequest,
+    max_ops: usize,
+    counts: &mut Counts,
+) -> Result<TxnResponse, Failure> {
     check_txn(request, max_ops)?;
-    let mut path = path(write, request)?;
-    check_taken(write, request, &path)?;
-    let mut response = run(write, request, &mut path)?;
+    let mut path = path(write, request, counts)?;
+    check_taken(write, request, &path, counts)?;
+    counts.end_pass();
+    let mut response = run(write, request, &mut path, counts)?;
     response.header = header(write.revision());
     Ok(response)
 }
 
 /// A transaction of ranges only.
-pub fn read_txn(source: &impl Versions, request: &TxnRequest) -> Result<TxnResponse, ReadError> {
-    let succeeded = holds(source, request)?;
+pub fn read_txn(
+    source: &impl Versions,
+    request: &TxnRequest,
+    counts: &mut Counts,
+) -> Result<TxnResponse, ReadError> {
+    let succeeded = holds(source, request, counts)?;
     let ops = branch(request, succeeded);
     let ranges = || ops.iter().filter_map(as_range);
     for request in ranges() {
@@ -64,6 +76,7 @@ pub fn read_txn(source: &impl Versions, request: &TxnRequest) -> Result<TxnRespo
     }
     let responses: Result<Vec<ResponseOp>, ReadError> = ranges()
         .map(|request| {
+            counts.range();
             let mut response = range(source, request, revision_in_txn(request, source)?)?;
             response.header = header(source.revision());
             Ok(ResponseOp {
@@ -96,19 +109,20 @@ fn branch(request: &TxnRequest, succeeded: bool) -> &[RequestOp] {
 /// Which branch is taken by the transaction and by each one nested in a branch that is taken, in the order of running.
 type Path = VecDeque<bool>;
 
-fn path(source: &impl Versions, request: &TxnRequest) -> storage::Result<Path> {
-    let succeeded = holds(source, request)?;
+fn path(source: &impl Versions, request: &TxnRequest, counts: &mut Counts) -> storage::Result<Path> {
+    let succeeded = holds(source, request, counts)?;
     let mut path = Path::from([succeeded]);
     for op in branch(request, succeeded) {
         if let Some(Request::RequestTxn(nested)) = &op.request {
-            path.extend(self::path(source, nested)?);
+            path.extend(self::path(source, nested, counts)?);
         }
     }
     Ok(path)
 }
 
-fn holds(source: &impl Versions, request: &TxnRequest) -> storage::Result<bool> {
+fn holds(source: &impl Versions, request: &TxnRequest, counts: &mut Counts) -> storage::Result<bool> {
     for compare in &request.compare {
+        counts.range();
         if !compare_holds(source, compare)? {
             return Ok(false);
         }
@@ -193,11 +207,19 @@ fn taken<'a>(request: &'a TxnRequest, path: &mut Path, ops: &mut Vec<&'a Request
 }
 
 /// Everything that the taken branches could be refused for: puts first, then ranges, as etcd does.
-fn check_taken(write: &Write<'_>, request: &TxnRequest, path: &Path) -> Result<(), Failure> {
+fn check_taken(
+    write: &Write<'_>,
+    request: &TxnRequest,
+    path: &Path,
+    counts: &mut Counts,
+) -> Result<(), Failure> {
     let mut ops = Vec::new();
     taken(request, &mut path.clone(), &mut ops);
     for (at, op) in ops.iter().enumerate() {
         if let Request::RequestPut(put) = op {
+            if needs_key(put) {
+                counts.range();
+            }
             if needs_key(put) && !exists_before(write, &ops[..at], &put.key) {
                 return Err(Error::KeyNotFound.into());
             }
@@ -239,7 +261,12 @@ fn check_lease(write: &Write<'_>, request: &PutRequest) -> Result<(), Error> {
     }
 }
 
-fn run(write: &mut Write<'_>, request: &TxnRequest, path: &mut Path) -> storage::Result<TxnResponse> {
+fn run(
+    write: &mut Write<'_>,
+    request: &TxnRequest,
+    path: &mut Path,
+    counts: &mut Counts,
+) -> storage::Result<TxnResponse> {
     let succeeded = path.pop_front().unwrap_or_default();
     let mut responses = Vec::new();
     for request in branch(request, succeeded)
@@ -247,7 +274,7 @@ fn run(write: &mut Write<'_>, request: &TxnRequest, path: &mut Path) -> storage:
         .filter_map(|op| op.request.as_ref())
     {
         responses.push(ResponseOp {
-            response: Some(run_op(write, request, path)?),
+            response: Some(run_op(write, request, path, counts)?),
         });
     }
     // A nested answer's header is there, but empty.
@@ -258,9 +285,15 @@ fn run(write: &mut Write<'_>, request: &TxnRequest, path: &mut Path) -> storage:
     })
 }
 
-fn run_op(write: &mut Write<'_>, request: &Request, path: &mut Path) -> storage::Result<Response> {
+fn run_op(
+    write: &mut Write<'_>,
+    request: &Request,
+    path: &mut Path,
+    counts: &mut Counts,
+) -> storage::Result<Response> {
     Ok(match request {
         Request::RequestRange(request) => {
+            counts.range();
             let at = if request.revision > 0 {
                 request.revision
             } else {
@@ -270,15 +303,19 @@ fn run_op(write: &mut Write<'_>, request: &Request, path: &mut Path) -> storage:
             response.header = header(write.revision());
             Response::ResponseRange(response)
         }
-        Request::RequestPut(request) => Response::ResponsePut(do_put(write, request)?),
+        Request::RequestPut(request) => Response::ResponsePut(do_put(write, request, counts)?),
         Request::RequestDeleteRange(request) => {
-            Response::ResponseDeleteRange(do_delete_range(write, request)?)
+            Response::ResponseDeleteRange(do_delete_range(write, request, counts)?)
         }
-        Request::RequestTxn(request) => Response::ResponseTxn(run(write, request, path)?),
+        Request::RequestTxn(request) => Response::ResponseTxn(run(write, request, path, counts)?),
     })
 }
 
-fn do_put(write: &mut Write<'_>, request: &PutRequest) -> storage::Result<PutResponse> {
+fn do_put(write: &mut Write<'_>, request: &PutRequest, counts: &mut Counts) -> storage::Result<PutResponse> {
+    if request.prev_kv || needs_key(request) {
+        counts.range();
+    }
+    counts.put();
     let wants_old = request.prev_kv || request.ignore_value;
     let old = if wants_old { write.get(&request.key)? } else { None };
     let value = match &old {
@@ -299,7 +336,12 @@ fn do_put(write: &mut Write<'_>, request: &PutRequest) -> storage::Result<PutRes
 fn do_delete_range(
     write: &mut Write<'_>,
     request: &DeleteRangeRequest,
+    counts: &mut Counts,
 ) -> storage::Result<DeleteRangeResponse> {
+    if request.prev_kv {
+        counts.range();
+    }
+    counts.delete();
     let mut found = Vec::new();
     let keys = KeyRange::new(&request.key, &request.range_end);
     write.find(&keys, i64::MAX, &mut |key, meta| {

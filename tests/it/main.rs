@@ -35,6 +35,7 @@ mod range_stream;
 mod readme;
 mod recovery;
 mod served;
+mod store_counts;
 mod tls;
 mod tls_admission;
 mod tls_per_url;

@@ -3,29 +3,33 @@
 use super::text::Page;
 use crate::metrics::{CODES, Calls, Counter, Metrics};
 
-/// The end of a name, its meaning, and the path of the method.
-const SERVED: [(&str, &str, &str); 4] = [
+/// The end of a name, its meaning, and what is counted.
+type Operation = (&'static str, &'static str, fn(&Metrics) -> &Counter);
+
+/// What is done to the store (`state/counts.rs`).
+const OPERATIONS: [Operation; 4] = [
     (
         "range_total",
-        "Range requests served here.",
-        "/etcdserverpb.KV/Range",
+        "Ranges of the store: of reads served here, and of commands applied here.",
+        |metrics| &metrics.ranges,
     ),
-    ("put_total", "Put requests served here.", "/etcdserverpb.KV/Put"),
+    ("put_total", "Puts applied here.", |metrics| &metrics.puts),
+    ("delete_total", "Deletes applied here.", |metrics| {
+        &metrics.deletes
+    }),
     (
-        "delete_total",
-        "DeleteRange requests served here.",
-        "/etcdserverpb.KV/DeleteRange",
+        "txn_total",
+        "Passes over the store of more than one range, put or delete.",
+        |metrics| &metrics.txns,
     ),
-    ("txn_total", "Txn requests served here.", "/etcdserverpb.KV/Txn"),
 ];
 
 /// Adds it to the page.
 pub fn write(page: &mut Page, metrics: &Metrics) {
-    let served = |path: &str| metrics.calls(path).map_or(0, |calls| calls.handled[0].get());
-    for (name, meaning, path) in SERVED {
+    for (name, meaning, counter) in OPERATIONS {
         // Under both of the names that etcd has had for it.
         for prefix in ["etcd_mvcc", "etcd_debugging_mvcc"] {
-            page.counter(&format!("{prefix}_{name}"), meaning, served(path));
+            page.counter(&format!("{prefix}_{name}"), meaning, counter(metrics).get());
         }
     }
     page.counter(
