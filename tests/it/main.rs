@@ -12,6 +12,7 @@ mod bench;
 mod checkers;
 mod cli;
 mod clients;
+mod compaction_races;
 mod concurrency;
 mod crash;
 mod differential;
