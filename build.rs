@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .retain(|file| !file.package().starts_with("google."));
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::wire::codec::ProtobufCodec")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;
     Ok(())

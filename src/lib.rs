@@ -16,7 +16,8 @@
 //! **The same put by curl.** [`http`] takes JSON to the message and hands it to `api::kv` as gRPC would.
 //!
 //! The modules, inner ones first: [`storage`], [`mvcc`], [`state`], [`backup`], [`raft`], [`server`], [`api`],
-//! [`http`], [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`], [`config`], [`journal`] and [`metrics`].
+//! [`http`], [`cli`]. Each knows only those before it, and the leaves [`pb`], [`error`], [`config`], [`journal`],
+//! [`metrics`], [`tls`], [`dns`] and [`wire`].
 //! `docs/architecture.md` has the rest.
 // The head of a module speaks of its insides too.
 #![allow(rustdoc::private_intra_doc_links)]
@@ -37,6 +38,7 @@ pub mod server;
 pub mod state;
 pub mod storage;
 pub mod tls;
+pub mod wire;
 
 /// Messages and services generated from `proto/`, one module a package.
 #[allow(missing_docs, clippy::all, rustdoc::all)]

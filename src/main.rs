@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Many small pieces that live as long as a request: where glibc's allocator takes a tenth of a member's time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     pontoon::cli::run()
 }

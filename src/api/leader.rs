@@ -1,14 +1,14 @@
 //! Requests that want a leader: with the metadata `hasleader: true` they are refused while this member knows of none, and
 //! a stream ends when there has been none for a while (`server/leader.rs`). Its client goes on at another member.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::services::Answering;
 use super::status;
 use super::until::until;
 use crate::error::Error;
@@ -47,25 +47,23 @@ pub struct Bound<S> {
 
 impl<S, A> Service<Request<A>> for Bound<S>
 where
-    S: Service<Request<A>, Response = Response<Body>>,
-    S::Error: Send + 'static,
-    S::Future: Send + 'static,
+    S: Service<Request<A>, Response = Response<Body>, Error = Infallible, Future = Answering>,
 {
     type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+    type Error = Infallible;
+    type Future = Answering;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<A>) -> Self::Future {
+    fn call(&mut self, request: Request<A>) -> Answering {
         let wants_leader = request
             .headers()
             .get("hasleader")
             .is_some_and(|value| value == "true");
         if !wants_leader {
-            return Box::pin(self.inner.call(request));
+            return self.inner.call(request);
         }
         if !self.leadership.is_known() {
             let refusal = status(Error::NoLeader).into_http();

@@ -11,6 +11,7 @@ mod learner;
 mod lease;
 mod limits;
 mod maintenance;
+mod services;
 mod until;
 mod watch;
 
@@ -36,6 +37,7 @@ use crate::tls::CommonName;
 pub use leader::{Bound, RequireLeader};
 pub use learner::VotersOnly;
 pub use limits::rewrite_limit_error;
+pub use services::{Answering, Services};
 pub use until::until;
 
 /// The version that clients read: they decide by it what a server can do, so it is etcd's, not ours.
@@ -49,7 +51,7 @@ pub fn message_limit(server: &Server) -> usize {
 }
 
 /// Every service of the client port.
-pub fn routes(server: &Server) -> anyhow::Result<Routes> {
+pub fn services(server: &Server) -> anyhow::Result<Services> {
     let limit = message_limit(server);
     let kv = KvServer::new(kv::Kv::new(server.clone()));
     let lease = LeaseServer::new(lease::Lease::new(server.clone()));
@@ -62,30 +64,27 @@ pub fn routes(server: &Server) -> anyhow::Result<Routes> {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::pb::DESCRIPTORS)
     };
-    let routes = Routes::new(
-        kv.max_decoding_message_size(limit)
-            .max_encoding_message_size(usize::MAX),
-    )
-    .add_service(
-        lease
+    let others = Routes::new(cluster.max_decoding_message_size(limit))
+        .add_service(AuthServer::new(auth::Auth::new(server.clone())).max_decoding_message_size(limit))
+        .add_service(maintenance.max_decoding_message_size(limit))
+        .add_service(watch::WatchServer::new(server.clone()))
+        .add_service(LockServer::new(concurrency::Lock::new(server.clone())).max_decoding_message_size(limit))
+        .add_service(
+            ElectionServer::new(concurrency::Election::new(server.clone())).max_decoding_message_size(limit),
+        )
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        // The only one that older tools know.
+        .add_service(reflection().build_v1alpha()?);
+    Ok(Services {
+        kv: kv
             .max_decoding_message_size(limit)
             .max_encoding_message_size(usize::MAX),
-    )
-    .add_service(cluster.max_decoding_message_size(limit))
-    .add_service(AuthServer::new(auth::Auth::new(server.clone())).max_decoding_message_size(limit))
-    .add_service(maintenance.max_decoding_message_size(limit))
-    .add_service(watch::WatchServer::new(server.clone()))
-    .add_service(LockServer::new(concurrency::Lock::new(server.clone())).max_decoding_message_size(limit))
-    .add_service(
-        ElectionServer::new(concurrency::Election::new(server.clone())).max_decoding_message_size(limit),
-    )
-    .add_service(health)
-    .add_service(reflection().build_v1()?)
-    // The only one that older tools know.
-    .add_service(reflection().build_v1alpha()?);
-    Ok(Routes::from(
-        routes.into_axum_router().fallback(unimplemented_path),
-    ))
+        lease: lease
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(usize::MAX),
+        others: Routes::from(others.into_axum_router().fallback(unimplemented_path)).prepare(),
+    })
 }
 
 /// Whoever watches the health is told when the member stops, and the stream ends: by itself it never would.

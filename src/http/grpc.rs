@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use crate::api::{self, Bound, RequireLeader, VotersOnly};
+use crate::api::{self, Bound, RequireLeader, Services, VotersOnly};
 use crate::metrics::{Calls, Metrics};
 use crate::server::Server;
 
@@ -28,7 +27,7 @@ pub type Answer = Response<Counted<tonic::body::Body>>;
 /// All services of the client port. Cheap to clone.
 #[derive(Clone)]
 pub struct Grpc {
-    routes: Bound<Routes>,
+    services: Bound<Services>,
     voters_only: VotersOnly,
     metrics: Arc<Metrics>,
 }
@@ -38,7 +37,7 @@ impl Grpc {
     pub fn new(server: &Server) -> anyhow::Result<Self> {
         let require_leader = RequireLeader::new(server.leadership().clone());
         Ok(Grpc {
-            routes: require_leader.layer(api::routes(server)?.prepare()),
+            services: require_leader.layer(api::services(server)?),
             voters_only: VotersOnly::new(server.replica().clone()),
             metrics: server.metrics().clone(),
         })
@@ -70,7 +69,7 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Routes are always ready.
+        // The services are always ready.
         Poll::Ready(Ok(()))
     }
 
@@ -83,7 +82,7 @@ where
         let is_unary = call.as_ref().is_some_and(|call| call.calls.kind == "unary");
         let received = call.as_ref().map(Call::received);
         let answer = self
-            .routes
+            .services
             .call(request.map(|body| Counted::new(body, None, received)));
         Box::pin(async move {
             let answer = match deadline {

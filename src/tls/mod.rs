@@ -31,6 +31,7 @@ use self::admission::common_name;
 pub use self::files::Files;
 use self::files::{Renewed, is_unset};
 pub use self::protocol::Protocol;
+use crate::wire::Gathered;
 
 /// One side of TLS.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -212,7 +213,7 @@ pub async fn connected(
     endpoint.connect_with_connector(connector).await
 }
 
-type ClientStream = TokioIo<Either<TcpStream, client::TlsStream<TcpStream>>>;
+type ClientStream = TokioIo<Gathered<Either<TcpStream, client::TlsStream<TcpStream>>>>;
 
 async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientStream> {
     let is_tls = uri.scheme_str() == Some("https");
@@ -220,11 +221,12 @@ async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientStre
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
     let stream = TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await?;
     stream.set_nodelay(true)?;
-    match (is_tls, tls) {
-        (false, _) => Ok(TokioIo::new(Either::Left(stream))),
-        (true, Some(tls)) => Ok(TokioIo::new(Either::Right(tls.connect(host, stream).await?))),
-        (true, None) => Err(io::Error::other("https:// needs certificates to be configured")),
-    }
+    let stream = match (is_tls, tls) {
+        (false, _) => Either::Left(stream),
+        (true, Some(tls)) => Either::Right(tls.connect(host, stream).await?),
+        (true, None) => return Err(io::Error::other("https:// needs certificates to be configured")),
+    };
+    Ok(TokioIo::new(Gathered::new(stream)))
 }
 
 /// Verifies that the other end has the key of the certificate that it shows, and nothing about whose that is.

@@ -35,7 +35,9 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 const RINGS: [&str; 9] = [
     "storage", "mvcc", "state", "backup", "raft", "server", "api", "http", "cli",
 ];
-const LEAVES: [&str; 7] = ["pb", "error", "config", "journal", "metrics", "tls", "dns"];
+const LEAVES: [&str; 8] = [
+    "pb", "error", "config", "journal", "metrics", "tls", "dns", "wire",
+];
 
 fn ring(name: &str) -> Option<usize> {
     RINGS.iter().position(|ring| *ring == name)

@@ -29,6 +29,7 @@ use super::Tasks;
 use super::bind::Socket;
 use crate::config::Connections;
 use crate::tls::{CommonName, ServerStream, ServerTls};
+use crate::wire::Gathered;
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -188,7 +189,7 @@ async fn converse<B>(
         Err(_) => return,
     };
     let service = Named { inner: service, name };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(Lenient::new(stream)), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service));
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
         () = &mut stop => {

@@ -1,0 +1,8 @@
+//! How bytes travel: what HTTP/2 and gRPC cost is decided by how often the system is called and memory is asked for.
+//!
+//! [`gathered`] has many small frames share one write · [`codec`] has messages live in buffers of their own size.
+
+pub mod codec;
+pub mod gathered;
+
+pub use gathered::Gathered;
