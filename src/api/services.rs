@@ -33,7 +33,7 @@ pub struct Services {
 
 impl<B> Service<Request<B>> for Services
 where
-    B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -54,9 +54,7 @@ where
 
 /// The service in a path, `/service/method`.
 fn service_of(path: &str) -> &str {
-    let named = path
-        .strip_prefix('/')
-        .and_then(|path| path.split_once('/'));
+    let named = path.strip_prefix('/').and_then(|path| path.split_once('/'));
     named.map_or("", |(service, _)| service)
 }
 
@@ -67,7 +65,10 @@ mod tests {
     #[test]
     fn a_path_names_its_service() {
         assert_eq!(service_of("/etcdserverpb.KV/Put"), KvServer::<Kv>::NAME);
-        assert_eq!(service_of("/etcdserverpb.Lease/LeaseGrant"), LeaseServer::<Lease>::NAME);
+        assert_eq!(
+            service_of("/etcdserverpb.Lease/LeaseGrant"),
+            LeaseServer::<Lease>::NAME
+        );
         for path in ["", "/", "etcdserverpb.KV/Put", "/etcdserverpb.KV"] {
             assert_eq!(service_of(path), "", "{path}");
         }

@@ -62,7 +62,7 @@ impl Grpc {
 
 impl<B> Service<Request<B>> for Grpc
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError> + Send> + Unpin + Send + 'static,
 {
     type Response = Answer;
     type Error = Infallible;

@@ -10,8 +10,6 @@
 //!
 //! Whatever happened at or after the compacted revision is there, however far a member has saved or reclaimed.
 
-use std::ops::Bound;
-
 use super::block::{Block, Version};
 use super::{CHUNK, KeyRange, Revision, Versions, View};
 use crate::pb::mvccpb::event::EventType;
@@ -93,12 +91,8 @@ impl View {
             let evicted = {
                 let inner = self.store.read();
                 if after >= inner.evicted {
-                    let range = (Bound::Excluded(after), Bound::Included(end));
-                    if after >= end {
-                        return Ok(None);
-                    }
-                    let next = inner.recent.range(range).take(CHUNK);
-                    let next: Vec<Version> = next.map(|(_, version)| version.clone()).collect();
+                    let next = inner.recent.range(after, end).take(CHUNK);
+                    let next: Vec<Version> = next.cloned().collect();
                     return Ok((!next.is_empty()).then_some(next));
                 }
                 inner.evicted

@@ -41,6 +41,16 @@ impl Meta {
         }
     }
 
+    /// Of a deletion.
+    pub fn tombstone(revision: Revision) -> Meta {
+        Meta {
+            revision,
+            create_revision: 0,
+            version: 0,
+            lease: 0,
+        }
+    }
+
     /// Whether the key was deleted by it.
     pub fn is_tombstone(&self) -> bool {
         self.version == 0

@@ -1,7 +1,6 @@
 //! Opening a store from its engine, and moving it whole: to a snapshot, and from one.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock};
 
 use arc_swap::ArcSwap;
@@ -72,17 +71,7 @@ impl Store {
             main: view.revision,
             sub: u32::MAX,
         };
-        let unsaved = match inner.saved < until {
-            true => {
-                let range = (Bound::Excluded(inner.saved), Bound::Included(until));
-                inner
-                    .recent
-                    .range(range)
-                    .map(|(_, version)| version.clone())
-                    .collect()
-            }
-            false => Vec::new(),
-        };
+        let unsaved = inner.recent.range(inner.saved, until).cloned().collect();
         let records = inner
             .records
             .iter()
@@ -134,7 +123,7 @@ fn index(inner: &mut Inner, version: &Version) -> Result<()> {
     inner.saved = version.revision;
     inner.evicted = version.revision;
     inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
-    inner.push(&version.kv.key, Meta::of(version));
+    inner.push(&version.kv.key, version.revision.main, |_| Meta::of(version));
     Ok(())
 }
 

@@ -27,6 +27,7 @@ mod changes;
 mod defrag;
 pub mod history;
 mod load;
+mod recent;
 mod save;
 mod write;
 
@@ -41,6 +42,7 @@ use bytes::Bytes;
 use self::attached::Attached;
 use self::block::Block;
 use self::history::{History, Meta};
+use self::recent::Recent;
 use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Engine, Error, Result, keys};
 
@@ -92,6 +94,14 @@ impl KeyRange {
     pub fn contains(&self, key: &Bytes) -> bool {
         use std::ops::RangeBounds;
         (self.start.clone(), self.end.clone()).contains(key)
+    }
+
+    /// The key, if it is about one.
+    fn one(&self) -> Option<&Bytes> {
+        match (&self.start, &self.end) {
+            (Bound::Included(start), Bound::Included(end)) if start == end => Some(start),
+            _ => None,
+        }
     }
 
     /// As a map's range takes it, which panics on an inverted one.
@@ -157,9 +167,7 @@ struct Inner {
     index: BTreeMap<Bytes, History>,
     /// Follows from the index, and is made from it at open.
     attached: Attached,
-    /// The newest versions: all that are not saved, and some that are.
-    recent: BTreeMap<Revision, Version>,
-    recent_bytes: usize,
+    recent: Recent,
     /// The newest saved revision: what is beyond is only in memory.
     saved: Revision,
     /// The newest revision that left memory: what is up to here is only in the engine.
@@ -198,8 +206,7 @@ impl Inner {
         Inner {
             index: BTreeMap::new(),
             attached: Attached::default(),
-            recent: BTreeMap::new(),
-            recent_bytes: 0,
+            recent: Recent::default(),
             saved: Revision::default(),
             evicted: Revision::default(),
             unsaved_bytes: 0,
@@ -219,25 +226,39 @@ impl Inner {
         }
     }
 
-    /// Adds a key's newest version to the index.
-    fn push(&mut self, key: &Bytes, meta: Meta) {
+    /// Adds a key's newest version to the index, made from what the key is at `main`; tells what that was.
+    fn push(&mut self, key: &Bytes, main: i64, make: impl FnOnce(Option<&Meta>) -> Meta) -> Option<Meta> {
         match self.index.get_mut(key) {
-            Some(history) => history.push(meta),
+            Some(history) => {
+                let before = history.at(main).copied();
+                history.push(make(before.as_ref()));
+                before
+            }
             None => {
                 let mut history = History::default();
-                history.push(meta);
+                history.push(make(None));
                 // A copy: the bytes given are a slice of a command or a block, which would stay in memory with them.
                 self.index.insert(Bytes::copy_from_slice(key), history);
+                None
             }
         }
     }
 
     fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        if let Some(key) = range.one() {
+            return self.find_one(key, main, visit);
+        }
         let Some(bounds) = range.bounds() else { return };
         for (key, history) in self.index.range::<Bytes, _>(bounds) {
             if let Some(meta) = history.at(main) {
                 visit(key, meta);
             }
+        }
+    }
+
+    fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        if let Some(meta) = self.index.get(key).and_then(|history| history.at(main)) {
+            visit(key, meta);
         }
     }
 }
@@ -410,6 +431,9 @@ impl Versions for View {
 
     /// In chunks, so that the writer is never held up for long; what comes between chunks is newer than the view.
     fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+        if let Some(key) = range.one() {
+            return self.store.read().find_one(key, main, visit);
+        }
         let mut rest = range.clone();
         loop {
             let inner = self.store.read();
@@ -431,7 +455,7 @@ impl Versions for View {
     }
 
     fn load(&self, revision: Revision) -> Result<KeyValue> {
-        if let Some(version) = self.store.read().recent.get(&revision) {
+        if let Some(version) = self.store.read().recent.get(revision) {
             return Ok(version.kv.clone());
         }
         // Not in memory: it was saved before it left.

@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::block::{self, BLOCK_BYTES, Block, Version};
 use super::defrag::Copy;
-use super::{Inner, NEVER_COMPACTED, Revision, Sealed, Store};
+use super::{NEVER_COMPACTED, Revision, Sealed, Store};
 use crate::storage::{Batch, Error, Result, keys};
 
 /// Blocks rewritten in one slice of a sweep.
@@ -110,15 +110,7 @@ impl Saver {
             main: sealed.revision,
             sub: u32::MAX,
         };
-        let range = (Bound::Excluded(inner.saved), Bound::Included(until));
-        let versions: Vec<Version> = match inner.saved < until {
-            true => inner
-                .recent
-                .range(range)
-                .map(|(_, version)| version.clone())
-                .collect(),
-            false => Vec::new(),
-        };
+        let versions: Vec<Version> = inner.recent.range(inner.saved, until).cloned().collect();
         let bytes = versions.iter().map(Version::size).sum();
         let records = std::mem::take(&mut inner.unsaved_records);
         Some(Unsaved {
@@ -134,13 +126,10 @@ impl Saver {
         let inner = &mut *inner;
         inner.saved = last.map_or(inner.saved, |last| last.max(inner.saved));
         inner.unsaved_bytes = inner.unsaved_bytes.saturating_sub(bytes);
-        while inner.recent_bytes > self.store.options.recent_bytes {
-            match inner.recent.first_entry() {
-                Some(oldest) if *oldest.key() <= inner.saved => {
-                    inner.evicted = *oldest.key();
-                    inner.recent_bytes -= oldest.remove().size();
-                }
-                _ => break,
+        while inner.recent.bytes() > self.store.options.recent_bytes {
+            match inner.recent.pop(inner.saved) {
+                Some(oldest) => inner.evicted = oldest,
+                None => break,
             }
         }
     }
@@ -224,7 +213,8 @@ impl Saver {
                 gone,
             },
             None => {
-                forget_recent(&mut inner, &gone);
+                // They are saved, all of them, and may leave memory.
+                gone.iter().for_each(|revision| inner.recent.forget(*revision));
                 self.reclaimed.fetch_add(gone.len() as u64, Ordering::Relaxed);
                 gone.sort_unstable();
                 Sweep::Blocks {
@@ -273,15 +263,6 @@ impl Saver {
         }
         inner.swept = compacted;
         Ok(None)
-    }
-}
-
-/// They are saved, all of them, and may leave memory.
-fn forget_recent(inner: &mut Inner, gone: &[Revision]) {
-    for revision in gone {
-        if let Some(version) = inner.recent.remove(revision) {
-            inner.recent_bytes -= version.size();
-        }
     }
 }
 

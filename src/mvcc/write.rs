@@ -39,41 +39,51 @@ pub struct Write<'a> {
 impl Write<'_> {
     /// Sets a key.
     pub fn put(&mut self, key: Bytes, value: Bytes, lease: i64) {
-        let before = self.meta(&key);
-        let kv = KeyValue {
-            create_revision: before.map_or(self.main, |meta| meta.create_revision),
-            mod_revision: self.main,
-            version: before.map_or(1, |meta| meta.version + 1),
+        let (main, revision) = (self.main, self.next());
+        let mut pair = KeyValue {
             key,
             value,
             lease,
+            mod_revision: main,
+            ..KeyValue::default()
         };
-        self.add(false, kv, before.map_or(0, |meta| meta.lease));
+        let before = self.inner.push(&pair.key, main, |before| {
+            let meta = Meta {
+                revision,
+                create_revision: before.map_or(main, |meta| meta.create_revision),
+                version: before.map_or(1, |meta| meta.version + 1),
+                lease,
+            };
+            (pair.create_revision, pair.version) = (meta.create_revision, meta.version);
+            meta
+        });
+        self.add(revision, EventType::Put, pair, before);
     }
 
     /// Deletes a key, which exists.
     pub fn delete(&mut self, key: Bytes) {
-        let lease = self.meta(&key).map_or(0, |meta| meta.lease);
-        let kv = KeyValue {
+        let (main, revision) = (self.main, self.next());
+        let before = self.inner.push(&key, main, |_| Meta::tombstone(revision));
+        let pair = KeyValue {
             key,
-            mod_revision: self.main,
+            mod_revision: main,
             ..KeyValue::default()
         };
-        self.add(true, kv, lease);
+        self.add(revision, EventType::Delete, pair, before);
     }
 
-    /// `lease` is the one that the key was attached to before.
-    fn add(&mut self, tombstone: bool, kv: KeyValue, lease: i64) {
+    /// The revision of the next change.
+    fn next(&mut self) -> Revision {
         let revision = Revision {
             main: self.main,
             sub: self.sub,
         };
         self.sub += 1;
-        let kind = if tombstone {
-            EventType::Delete
-        } else {
-            EventType::Put
-        };
+        revision
+    }
+
+    /// Adds a version that is in the index; `before` is what the key was.
+    fn add(&mut self, revision: Revision, kind: EventType, kv: KeyValue, before: Option<Meta>) {
         self.events.push(Event {
             r#type: kind as i32,
             kv: Some(kv.clone()),
@@ -81,20 +91,19 @@ impl Write<'_> {
         });
         let version = Version {
             revision,
-            tombstone,
+            tombstone: kind == EventType::Delete,
             kv,
         };
         let inner = &mut *self.inner;
-        inner.push(&version.kv.key, Meta::of(&version));
+        let lease = before.map_or(0, |meta| meta.lease);
         if lease != version.kv.lease
             && let Some((key, _)) = inner.index.get_key_value(&version.kv.key)
         {
             inner.attached.moved(key, lease, version.kv.lease);
         }
         inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
-        inner.recent_bytes += version.size();
         inner.unsaved_bytes += version.size();
-        inner.recent.insert(revision, version);
+        inner.recent.push(version);
     }
 
     /// A key as it is now, without its value.
@@ -169,7 +178,7 @@ impl Versions for Write<'_> {
     }
 
     fn load(&self, revision: Revision) -> Result<KeyValue> {
-        match self.inner.recent.get(&revision) {
+        match self.inner.recent.get(revision) {
             Some(version) => Ok(version.kv.clone()),
             None => load_saved(&*self.engine, revision),
         }

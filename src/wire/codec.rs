@@ -55,7 +55,8 @@ impl<T: Message> Encoder for ProtobufEncoder<T> {
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buf.reserve(item.encoded_len());
-        item.encode(buf).map_err(|error| Status::internal(error.to_string()))
+        item.encode(buf)
+            .map_err(|error| Status::internal(error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -189,7 +189,8 @@ async fn converse<B>(
         Err(_) => return,
     };
     let service = Named { inner: service, name };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service));
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
         () = &mut stop => {
