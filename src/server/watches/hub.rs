@@ -359,10 +359,13 @@ impl Hub {
                     let interest = |number| state.watchers.get(&number).map(|watcher| &watcher.interest);
                     fan_out(&changes.events[known..], &state.synced, &interest, &view)?
                 };
+                let mut told = Told::default();
                 for (number, parcels) in parcels {
-                    self.hand_over(&mut state, number, parcels, changes.last, now);
+                    self.hand_over(&mut state, number, parcels, changes.last, now, &mut told);
                 }
                 state.revision = changes.last;
+                drop(state);
+                told.announce();
             }
             // Read from the store before.
             News::Changes(..) => {}
@@ -416,6 +419,7 @@ impl Hub {
 
     fn finish(&self, state: &mut State, group: Group, mut read: Read, now: Instant) {
         self.hold_against_auth(state);
+        let mut told = Told::default();
         for number in group.numbers {
             // Cancelled meanwhile, perhaps.
             let Some(watcher) = state.watchers.get_mut(&number) else {
@@ -433,12 +437,13 @@ impl Hub {
                 continue;
             }
             let parcels = read.parcels.remove(&number).unwrap_or_default();
-            if self.hand_over(state, number, parcels, read.last, now) {
+            if self.hand_over(state, number, parcels, read.last, now, &mut told) {
                 state.reached(number, read.last);
             } else {
                 state.lagging.push_back(number);
             }
         }
+        told.announce();
     }
 
     /// Puts a watcher's events on their way; whether there was room for all of them. If not it lags, from the first
@@ -450,6 +455,7 @@ impl Hub {
         parcels: Vec<Parcel>,
         last: i64,
         now: Instant,
+        told: &mut Told,
     ) -> bool {
         let Some(watcher) = state.watchers.get_mut(&number) else {
             return true;
@@ -470,7 +476,7 @@ impl Hub {
                 None => last,
             };
             self.metrics.watch_events.add(parcel.events.len() as u64);
-            watcher.send(revision, parcel, self.options.fragment_bytes);
+            watcher.send(revision, parcel, self.options.fragment_bytes, told);
         }
         true
     }
@@ -501,6 +507,22 @@ impl Hub {
             .options
             .progress_interval
             .mul_f64(1.0 + rand::random_range(0.0..0.1))
+    }
+}
+
+/// The outboxes that got something which their streams don't know of yet: each stream is woken once, for all of it.
+#[derive(Default)]
+struct Told(Vec<Arc<Outbox>>);
+
+impl Told {
+    fn put(&mut self, outbox: &Arc<Outbox>, message: Message) {
+        if outbox.put(message) {
+            self.0.push(outbox.clone());
+        }
+    }
+
+    fn announce(self) {
+        self.0.iter().for_each(|outbox| outbox.announce());
     }
 }
 
@@ -543,7 +565,7 @@ fn canceled(id: i64) -> WatchResponse {
 }
 
 impl Watcher {
-    fn send(&self, revision: i64, parcel: Parcel, fragment_bytes: usize) {
+    fn send(&self, revision: i64, parcel: Parcel, fragment_bytes: usize, told: &mut Told) {
         let head = WatchResponse {
             watch_id: self.id,
             ..WatchResponse::default()
@@ -557,9 +579,9 @@ impl Watcher {
                 let fragments = message.into_fragments(fragment_bytes);
                 fragments
                     .into_iter()
-                    .for_each(|fragment| self.outbox.push(fragment));
+                    .for_each(|fragment| told.put(&self.outbox, fragment));
             }
-            false => self.outbox.push(message),
+            false => told.put(&self.outbox, message),
         }
     }
 }

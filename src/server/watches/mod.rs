@@ -30,6 +30,7 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -150,6 +151,7 @@ impl Watches {
             hub: self.running.hub.clone(),
             stream,
             outbox,
+            taken: VecDeque::new(),
         };
         (requests, responses)
     }
@@ -234,12 +236,19 @@ pub struct Responses {
     hub: Arc<Hub>,
     stream: u64,
     outbox: Arc<Outbox>,
+    /// Taken out of it already.
+    taken: VecDeque<Message>,
 }
 
 impl Responses {
     /// The next response; waits for one. May be given up and called again. An error is the end of the stream.
     pub async fn next(&mut self) -> Result<Message, Error> {
-        self.outbox.next().await
+        loop {
+            if let Some(message) = self.taken.pop_front() {
+                return Ok(message);
+            }
+            self.outbox.take(&mut self.taken).await?;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! When it is full, nothing is thrown away and nobody waits: the watchers that it can't take more for are set back to
 //! catching up, and are read from the store once there is room. Memory for a slow client is therefore the bound, and
-//! one message beyond it, as what one revision holds is never cut.
+//! what was taken out last, and one message beyond it, as what one revision holds is never cut.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,8 @@ use crate::error::Error;
 const LIMIT: usize = 1 << 20;
 /// and for each of its watchers: one event may concern them all.
 const LIMIT_PER_WATCHER: usize = 1 << 10;
+/// Bytes that are taken out at once, about.
+const TAKEN: usize = 64 << 10;
 
 /// Wakes the thread that catches up.
 #[derive(Default)]
@@ -59,6 +61,8 @@ struct Inner {
     end: Option<Error>,
     /// Somebody was turned away for lack of room.
     wanted: bool,
+    /// Messages were put in that the other end was not told of.
+    is_quiet: bool,
 }
 
 impl Inner {
@@ -78,6 +82,7 @@ impl Outbox {
                 limit: LIMIT,
                 end: None,
                 wanted: false,
+                is_quiet: false,
             }),
             news: Notify::new(),
             room: Notify::new(),
@@ -113,12 +118,24 @@ impl Outbox {
         self.lock().queue.iter().map(|message| message.events.len()).sum()
     }
 
-    /// Adds a message.
+    /// Adds a message, and says so.
     pub fn push(&self, message: Message) {
+        self.put(message);
+        self.announce();
+    }
+
+    /// Adds a message. Whether it is the first that nobody was told of: [`Outbox::announce`] is to be called once all
+    /// that there is now was put in, so that it goes out together.
+    pub fn put(&self, message: Message) -> bool {
         let mut inner = self.lock();
         inner.bytes += message.size();
         inner.queue.push_back(message);
-        drop(inner);
+        !std::mem::replace(&mut inner.is_quiet, true)
+    }
+
+    /// Tells the other end that there are messages.
+    pub fn announce(&self) {
+        self.lock().is_quiet = false;
         self.news.notify_one();
     }
 
@@ -131,24 +148,31 @@ impl Outbox {
         self.room.notify_waiters();
     }
 
-    /// The next message; waits for one. An error is the end of the stream, and comes again.
-    pub async fn next(&self) -> Result<Message, Error> {
+    /// Takes out the next messages; waits for one. An error is the end of the stream, and comes again.
+    pub async fn take(&self, into: &mut VecDeque<Message>) -> Result<(), Error> {
         loop {
-            if let Some(next) = self.try_next() {
-                return next;
+            if let Some(taken) = self.try_take(into) {
+                return taken;
             }
             self.news.notified().await;
         }
     }
 
-    /// The next message, if there is one.
-    pub fn try_next(&self) -> Option<Result<Message, Error>> {
+    /// Takes out the next messages, if there are any.
+    pub fn try_take(&self, into: &mut VecDeque<Message>) -> Option<Result<(), Error>> {
         let mut inner = self.lock();
-        let Some(message) = inner.queue.pop_front() else {
+        if inner.queue.is_empty() {
             return inner.end.map(Err);
-        };
+        }
         let was_full = inner.bytes >= inner.limit;
-        inner.bytes -= message.size();
+        let mut taken = 0;
+        while taken < TAKEN
+            && let Some(message) = inner.queue.pop_front()
+        {
+            taken += message.size();
+            into.push_back(message);
+        }
+        inner.bytes -= taken;
         let wanted = inner.bytes < inner.low() && std::mem::take(&mut inner.wanted);
         let room = was_full && inner.bytes < inner.limit;
         drop(inner);
@@ -158,7 +182,7 @@ impl Outbox {
         if wanted {
             self.alarm.ring();
         }
-        Some(Ok(message))
+        Some(Ok(()))
     }
 
     /// Waits until there is room for controls. An error is the end of the stream.

@@ -1,5 +1,6 @@
 //! The hub by hand: no threads, every step where the test wants it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,7 +142,11 @@ impl World {
 
     fn open(&self) -> Client {
         let (stream, outbox) = self.hub.open();
-        Client { stream, outbox }
+        Client {
+            stream,
+            outbox,
+            taken: RefCell::default(),
+        }
     }
 
     fn create(&self, client: &Client, request: WatchCreateRequest) {
@@ -153,6 +158,7 @@ impl World {
 struct Client {
     stream: u64,
     outbox: Arc<Outbox>,
+    taken: RefCell<VecDeque<super::Message>>,
 }
 
 impl Client {
@@ -162,7 +168,11 @@ impl Client {
     }
 
     fn take_one(&self) -> Option<WatchResponse> {
-        self.outbox.try_next()?.ok().map(super::Message::into_response)
+        let mut taken = self.taken.borrow_mut();
+        if taken.is_empty() {
+            self.outbox.try_take(&mut taken)?.ok()?;
+        }
+        taken.pop_front().map(super::Message::into_response)
     }
 
     /// The same, short: who, what, up to where.
@@ -631,11 +641,18 @@ fn the_end_of_the_member_ends_every_stream() {
     world.hub.close();
     assert_eq!(client.told(), ["0 created @1"]);
     assert_eq!(
-        client.outbox.try_next().map(|next| next.err()),
+        client
+            .outbox
+            .try_take(&mut VecDeque::new())
+            .map(|taken| taken.err()),
         Some(Some(Error::Stopped))
     );
     assert_eq!(
-        world.open().outbox.try_next().map(|next| next.err()),
+        world
+            .open()
+            .outbox
+            .try_take(&mut VecDeque::new())
+            .map(|taken| taken.err()),
         Some(Some(Error::Stopped))
     );
 }
