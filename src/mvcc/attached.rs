@@ -9,19 +9,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-
 use super::history::History;
+use super::key::Key;
 
 /// The index.
 #[derive(Default)]
 pub struct Attached {
-    keys: BTreeSet<(i64, Bytes)>,
+    keys: BTreeSet<(i64, Key)>,
 }
 
 impl Attached {
     /// Of all keys that exist.
-    pub fn of(index: &BTreeMap<Bytes, History>) -> Attached {
+    pub fn of(index: &BTreeMap<Key, History>) -> Attached {
         let current = index
             .iter()
             .filter_map(|(key, history)| Some((history.at(i64::MAX)?.lease, key.clone())));
@@ -31,7 +30,7 @@ impl Attached {
     }
 
     /// A key goes from one lease to another; 0 is none.
-    pub fn moved(&mut self, key: &Bytes, from: i64, to: i64) {
+    pub fn moved(&mut self, key: &Key, from: i64, to: i64) {
         if from != 0 {
             self.keys.remove(&(from, key.clone()));
         }
@@ -41,9 +40,9 @@ impl Attached {
     }
 
     /// A lease's keys, in order.
-    pub fn keys(&self, lease: i64) -> impl Iterator<Item = &Bytes> {
+    pub fn keys(&self, lease: i64) -> impl Iterator<Item = &Key> {
         self.keys
-            .range((lease, Bytes::new())..)
+            .range((lease, Key::default())..)
             .take_while(move |(other, _)| *other == lease)
             .map(|(_, key)| key)
     }
@@ -56,7 +55,7 @@ mod tests {
     #[test]
     fn a_lease_finds_its_keys_in_order_and_no_others() {
         let mut attached = Attached::default();
-        let key = |name: &'static str| Bytes::from_static(name.as_bytes());
+        let key = |name: &'static str| Key::from(name.as_bytes());
         for (name, lease) in [("b", 7), ("a", 7), ("c", 8), ("d", -1), ("e", i64::MAX)] {
             attached.moved(&key(name), 0, lease);
         }
@@ -64,7 +63,7 @@ mod tests {
         assert_eq!(keys(&attached, 7), [key("a"), key("b")]);
         assert_eq!(keys(&attached, -1), [key("d")]);
         assert_eq!(keys(&attached, i64::MAX), [key("e")]);
-        assert_eq!(keys(&attached, 9), Vec::<Bytes>::new());
+        assert_eq!(keys(&attached, 9), Vec::<Key>::new());
         attached.moved(&key("a"), 7, 8);
         attached.moved(&key("c"), 8, 0);
         assert_eq!(keys(&attached, 7), [key("b")]);

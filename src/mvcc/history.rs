@@ -13,6 +13,8 @@
 //! must be told of all that happened there. (etcd forgets such deletes.) It goes with the next compaction, and is no
 //! part of the checksum.
 
+use smallvec::SmallVec;
+
 use super::Revision;
 use super::block::Version;
 use crate::pb::mvccpb::KeyValue;
@@ -72,7 +74,8 @@ impl Meta {
 /// The versions of one key, in revision order.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    versions: Vec<Meta>,
+    /// Most keys are written once: their version lies in place.
+    versions: SmallVec<[Meta; 1]>,
 }
 
 impl History {
@@ -84,10 +87,6 @@ impl History {
                 .is_none_or(|last| last.revision < meta.revision),
             "versions come in order"
         );
-        if self.versions.is_empty() {
-            // Most keys are written once: no room to spare for them.
-            self.versions.reserve_exact(1);
-        }
         self.versions.push(meta);
     }
 

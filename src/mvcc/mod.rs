@@ -26,6 +26,7 @@ pub mod block;
 mod changes;
 mod defrag;
 pub mod history;
+mod key;
 mod load;
 mod recent;
 mod save;
@@ -42,6 +43,7 @@ use bytes::Bytes;
 use self::attached::Attached;
 use self::block::Block;
 use self::history::{History, Meta};
+use self::key::Key;
 use self::recent::Recent;
 use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Engine, Error, Result, keys};
@@ -105,19 +107,20 @@ impl KeyRange {
     }
 
     /// As a map's range takes it, which panics on an inverted one.
-    fn bounds(&self) -> Option<(Bound<&Bytes>, Bound<&Bytes>)> {
+    fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
         let inverted = match (&self.start, &self.end) {
             (Bound::Included(start), Bound::Excluded(end)) => start >= end,
             (Bound::Excluded(start), Bound::Excluded(end)) => start >= end,
             (Bound::Excluded(start), Bound::Included(end)) => start >= end,
             _ => false,
         };
-        (!inverted).then_some((self.start.as_ref(), self.end.as_ref()))
+        let (start, end) = (self.start.as_ref(), self.end.as_ref());
+        (!inverted).then(|| (start.map(|key| &key[..]), end.map(|key| &key[..])))
     }
 
-    fn after(&self, key: &Bytes) -> KeyRange {
+    fn after(&self, key: &Key) -> KeyRange {
         KeyRange {
-            start: Bound::Excluded(key.clone()),
+            start: Bound::Excluded(key.to_bytes()),
             end: self.end.clone(),
         }
     }
@@ -132,7 +135,7 @@ pub trait Versions {
     fn compacted(&self) -> i64;
 
     /// Calls `visit` with each key of the range that exists at a main revision, in key order.
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta));
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta));
 
     /// The pair of a version that `find` gave.
     fn load(&self, revision: Revision) -> Result<KeyValue>;
@@ -164,7 +167,7 @@ pub struct Store {
 }
 
 struct Inner {
-    index: BTreeMap<Bytes, History>,
+    index: BTreeMap<Key, History>,
     /// Follows from the index, and is made from it at open.
     attached: Attached,
     recent: Recent,
@@ -228,7 +231,7 @@ impl Inner {
 
     /// Adds a key's newest version to the index, made from what the key is at `main`; tells what that was.
     fn push(&mut self, key: &Bytes, main: i64, make: impl FnOnce(Option<&Meta>) -> Meta) -> Option<Meta> {
-        match self.index.get_mut(key) {
+        match self.index.get_mut(&key[..]) {
             Some(history) => {
                 let before = history.at(main).copied();
                 history.push(make(before.as_ref()));
@@ -237,27 +240,26 @@ impl Inner {
             None => {
                 let mut history = History::default();
                 history.push(make(None));
-                // A copy: the bytes given are a slice of a command or a block, which would stay in memory with them.
-                self.index.insert(Bytes::copy_from_slice(key), history);
+                self.index.insert(Key::from(&key[..]), history);
                 None
             }
         }
     }
 
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
         if let Some(key) = range.one() {
             return self.find_one(key, main, visit);
         }
         let Some(bounds) = range.bounds() else { return };
-        for (key, history) in self.index.range::<Bytes, _>(bounds) {
+        for (key, history) in self.index.range::<[u8], _>(bounds) {
             if let Some(meta) = history.at(main) {
                 visit(key, meta);
             }
         }
     }
 
-    fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
-        if let Some(meta) = self.index.get(key).and_then(|history| history.at(main)) {
+    fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
+        if let Some(meta) = self.index.get(&key[..]).and_then(|history| history.at(main)) {
             visit(key, meta);
         }
     }
@@ -367,7 +369,10 @@ impl Store {
     /// sealed yet.
     pub fn attached(&self, lease: i64) -> (Vec<Bytes>, i64) {
         let inner = self.read();
-        (inner.attached.keys(lease).cloned().collect(), inner.revision)
+        (
+            inner.attached.keys(lease).map(Key::to_bytes).collect(),
+            inner.revision,
+        )
     }
 
     /// Whether there is a small record in a range.
@@ -430,7 +435,7 @@ impl Versions for View {
     }
 
     /// In chunks, so that the writer is never held up for long; what comes between chunks is newer than the view.
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
         if let Some(key) = range.one() {
             return self.store.read().find_one(key, main, visit);
         }
@@ -440,7 +445,7 @@ impl Versions for View {
             let Some(bounds) = rest.bounds() else { return };
             let mut looked_at = 0;
             let mut last = None;
-            for (key, history) in inner.index.range::<Bytes, _>(bounds).take(CHUNK) {
+            for (key, history) in inner.index.range::<[u8], _>(bounds).take(CHUNK) {
                 if let Some(meta) = history.at(main) {
                     visit(key, meta);
                 }
@@ -474,8 +479,8 @@ impl View {
         let mut page = Vec::new();
         let mut last = None;
         // No more keys than these are looked at under one hold of the lock.
-        for (key, history) in inner.index.range::<Bytes, _>(bounds).take(count) {
-            page.extend(history.at(main).map(|meta| (key.clone(), *meta)));
+        for (key, history) in inner.index.range::<[u8], _>(bounds).take(count) {
+            page.extend(history.at(main).map(|meta| (key.to_bytes(), *meta)));
             last = Some(key);
         }
         (page, last.map(|last| range.after(last)))
@@ -490,7 +495,7 @@ impl View {
     /// Whether it is what its key was at the compacted revision.
     fn is_oldest(&self, version: &Version) -> bool {
         let inner = self.store.read();
-        let history = inner.index.get(&version.kv.key);
+        let history = inner.index.get(&version.kv.key[..]);
         let oldest = history.and_then(|history| history.kept(self.compacted).first());
         oldest.is_some_and(|oldest| oldest.revision == version.revision)
     }
@@ -514,14 +519,14 @@ impl View {
 
     /// What `hash` covers next: versions in the order of keys, then revisions, from behind one of them. A key may have
     /// more versions than a chunk.
-    fn kept_after(&self, after: Option<(Bytes, Revision)>, main: i64) -> Vec<(Bytes, Meta)> {
+    fn kept_after(&self, after: Option<(Key, Revision)>, main: i64) -> Vec<(Key, Meta)> {
         let start = match &after {
-            Some((key, _)) => Bound::Included(key.clone()),
+            Some((key, _)) => Bound::Included(&key[..]),
             None => Bound::Unbounded,
         };
         let inner = self.store.read();
         let mut chunk = Vec::new();
-        for (key, history) in inner.index.range((start, Bound::Unbounded)) {
+        for (key, history) in inner.index.range::<[u8], _>((start, Bound::Unbounded)) {
             let kept = history.kept(self.compacted);
             let done = match &after {
                 Some((last, revision)) if last == key => {
@@ -539,7 +544,7 @@ impl View {
         chunk
     }
 
-    fn hash_version(&self, mut crc: u32, key: &Bytes, meta: &Meta) -> Result<u32> {
+    fn hash_version(&self, mut crc: u32, key: &[u8], meta: &Meta) -> Result<u32> {
         let numbers = [
             meta.revision.main,
             i64::from(meta.revision.sub),

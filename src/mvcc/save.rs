@@ -16,6 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::block::{self, BLOCK_BYTES, Block, Version};
 use super::defrag::Copy;
+use super::key::Key;
 use super::{NEVER_COMPACTED, Revision, Sealed, Store};
 use crate::storage::{Batch, Error, Result, keys};
 
@@ -37,7 +38,7 @@ enum Sweep {
     /// Walking the index; up to this key it is done.
     Index {
         compacted: i64,
-        after: Bound<Bytes>,
+        after: Bound<Key>,
         gone: Vec<Revision>,
     },
     /// Rewriting the blocks that held these versions.
@@ -185,13 +186,7 @@ impl Saver {
         })
     }
 
-    fn sweep_index(
-        &self,
-        compacted: i64,
-        after: Bound<Bytes>,
-        mut gone: Vec<Revision>,
-        keys: usize,
-    ) -> Sweep {
+    fn sweep_index(&self, compacted: i64, after: Bound<Key>, mut gone: Vec<Revision>, keys: usize) -> Sweep {
         let mut inner = self.store.lock();
         let mut empty = Vec::new();
         let (mut last, mut looked_at) = (None, 0);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::block::Version;
 use super::history::Meta;
+use super::key::Key;
 use super::{Inner, KeyRange, Revision, Store, Versions, load_saved};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
@@ -96,10 +97,9 @@ impl Write<'_> {
         };
         let inner = &mut *self.inner;
         let lease = before.map_or(0, |meta| meta.lease);
-        if lease != version.kv.lease
-            && let Some((key, _)) = inner.index.get_key_value(&version.kv.key)
-        {
-            inner.attached.moved(key, lease, version.kv.lease);
+        if lease != version.kv.lease {
+            let key = Key::from(&version.kv.key[..]);
+            inner.attached.moved(&key, lease, version.kv.lease);
         }
         inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
         inner.unsaved_bytes += version.size();
@@ -108,7 +108,7 @@ impl Write<'_> {
 
     /// A key as it is now, without its value.
     pub fn meta(&self, key: &Bytes) -> Option<Meta> {
-        self.inner.index.get(key)?.at(self.main).copied()
+        self.inner.index.get(&key[..])?.at(self.main).copied()
     }
 
     /// A key as it is now.
@@ -123,7 +123,7 @@ impl Write<'_> {
 
     /// The keys attached to a lease now, in order.
     pub fn attached(&self, lease: i64) -> Vec<Bytes> {
-        self.inner.attached.keys(lease).cloned().collect()
+        self.inner.attached.keys(lease).map(Key::to_bytes).collect()
     }
 
     /// Makes `revision` the compacted one. The caller has checked it.
@@ -173,7 +173,7 @@ impl Versions for Write<'_> {
         self.inner.compacted
     }
 
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&Bytes, &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
         self.inner.find(range, main, visit);
     }
 

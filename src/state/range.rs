@@ -69,7 +69,7 @@ pub fn range(source: &impl Versions, request: &RangeRequest, at: i64) -> storage
         count += 1;
         if enough.is_none_or(|enough| found.len() < enough) && passes(request, meta) {
             found.push(Found {
-                key: key.clone(),
+                key: Bytes::copy_from_slice(key),
                 meta: *meta,
             });
         }

@@ -345,7 +345,7 @@ fn do_delete_range(
     let mut found = Vec::new();
     let keys = KeyRange::new(&request.key, &request.range_end);
     write.find(&keys, i64::MAX, &mut |key, meta| {
-        found.push((key.clone(), meta.revision))
+        found.push((Bytes::copy_from_slice(key), meta.revision))
     });
     let mut prev_kvs = Vec::new();
     if request.prev_kv {

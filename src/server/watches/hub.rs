@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
+
 use super::fan_out::{Interest, Parcel, Parcels, fan_out};
 use super::index::{Index, Keys};
 use super::message::Message;
@@ -69,6 +71,8 @@ pub struct Hub {
     options: Options,
     /// Rung when there is something to catch up on.
     pub(super) alarm: Arc<Alarm>,
+    /// Where the streams' tasks run; none without tokio.
+    runtime: Option<Handle>,
 }
 
 struct State {
@@ -183,6 +187,7 @@ impl Hub {
             metrics,
             options,
             alarm: Arc::default(),
+            runtime: Handle::try_current().ok(),
         }
     }
 
@@ -365,7 +370,7 @@ impl Hub {
                 }
                 state.revision = changes.last;
                 drop(state);
-                told.announce();
+                self.announce(told);
             }
             // Read from the store before.
             News::Changes(..) => {}
@@ -443,7 +448,7 @@ impl Hub {
                 state.lagging.push_back(number);
             }
         }
-        told.announce();
+        self.announce(told);
     }
 
     /// Puts a watcher's events on their way; whether there was room for all of them. If not it lags, from the first
@@ -479,6 +484,15 @@ impl Hub {
             watcher.send(revision, parcel, self.options.fragment_bytes, told);
         }
         true
+    }
+
+    /// Wakes the streams. Where they run that is cheap; from this thread each would cost a lock, and a call of the system
+    /// perhaps.
+    fn announce(&self, told: Told) {
+        match &self.runtime {
+            Some(runtime) if told.0.len() > 1 => drop(runtime.spawn(async move { told.announce() })),
+            _ => told.announce(),
+        }
     }
 
     /// Tells idle watchers that asked for it how far they are.
