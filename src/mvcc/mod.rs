@@ -78,6 +78,9 @@ pub struct KeyRange {
     end: Bound<Bytes>,
 }
 
+/// From where to where a map is looked through.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 impl KeyRange {
     /// No `range_end`: one key. The single byte 0: all keys from `key` on. Else: up to, not including.
     pub fn new(key: &Bytes, range_end: &Bytes) -> KeyRange {
@@ -107,7 +110,7 @@ impl KeyRange {
     }
 
     /// As a map's range takes it, which panics on an inverted one.
-    fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    fn bounds(&self) -> Option<Bounds<'_>> {
         let inverted = match (&self.start, &self.end) {
             (Bound::Included(start), Bound::Excluded(end)) => start >= end,
             (Bound::Excluded(start), Bound::Excluded(end)) => start >= end,
