@@ -36,6 +36,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
 
+use crate::config::playground::{self, Playground};
 use crate::config::{self, Values};
 use failed::exit;
 
@@ -144,7 +145,12 @@ async fn serve(matches: &ArgMatches) -> anyhow::Result<()> {
         print!("{values}");
         return Ok(());
     }
-    let config = values.config()?;
+    let mut config = values.config()?;
+    if let Ok(text) = std::env::var(playground::VARIABLE) {
+        let playground = Playground::parse(&text, &config)?;
+        config.http.control = Some(playground.control);
+        config.detours = playground.detours;
+    }
     start_logging(values.get("log-level"), values.get("log-format"))?;
     let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let unknown = config::unknown_variables(variables);

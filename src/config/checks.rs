@@ -66,9 +66,12 @@ impl Values {
             metrics_extensive: self.is_extensive()?,
             http: HttpOptions {
                 gateway: self.boolean("enable-grpc-gateway")?,
+                page: self.boolean("enable-web-page")?,
+                control: None,
                 cors: self.list("cors"),
                 hosts: self.list("host-whitelist"),
             },
+            detours: BTreeMap::new(),
             client_tls: self.tls(&tls::CLIENTS)?,
             peer_tls: self.tls(&tls::PEERS)?,
             name,

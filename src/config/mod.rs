@@ -11,6 +11,7 @@
 
 mod checks;
 mod file;
+pub mod playground;
 mod settings;
 mod sources;
 #[cfg(test)]
@@ -48,6 +49,10 @@ pub struct HttpOptions {
     pub gateway: bool,
     /// `--cors`: origins whose pages may read answers; `*` for all.
     pub cors: Vec<String>,
+    /// `--enable-web-page`.
+    pub page: bool,
+    /// Where `pontoon cluster`, which started this member, makes faults.
+    pub control: Option<String>,
     /// `--host-whitelist`: names by which clients may call this member; `*` for all.
     pub hosts: Vec<String>,
 }
@@ -89,8 +94,10 @@ pub struct Config {
     pub listen_metrics_urls: Vec<String>,
     /// `--metrics extensive`.
     pub metrics_extensive: bool,
-    /// `--enable-grpc-gateway`, `--cors`, `--host-whitelist`.
+    /// `--enable-grpc-gateway`, `--enable-web-page`, `--cors`, `--host-whitelist`.
     pub http: HttpOptions,
+    /// Peer URLs that are dialled elsewhere: `pontoon cluster` stands between its members.
+    pub detours: BTreeMap<String, String>,
     /// `--listen-peer-urls`.
     pub listen_peer_urls: Vec<String>,
     /// `--initial-advertise-peer-urls`.

@@ -252,6 +252,11 @@ pub const SETTINGS: &[Setting] = &[
         "Serve etcd's JSON gateway below /v3/",
     ),
     served(
+        "enable-web-page",
+        "true",
+        "Serve the page at / of the client port, by which the cluster is watched",
+    ),
+    served(
         "cors",
         "*",
         "Origins whose pages may read HTTP answers, comma-separated",

@@ -154,7 +154,10 @@ pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String>
     let unknown = |variable: String| {
         let rest = PREFIXES.iter().find_map(|prefix| variable.strip_prefix(prefix))?;
         let name = rest.to_lowercase().replace('_', "-");
-        let is_known = name == "config-file" || find(&name).is_some() || is_of_a_platform(rest);
+        let is_known = variable == super::playground::VARIABLE
+            || name == "config-file"
+            || find(&name).is_some()
+            || is_of_a_platform(rest);
         (!is_known).then(|| {
             format!(
                 "environment variable {variable}: unknown setting{}",

@@ -5,7 +5,7 @@
 //! GET /ui/journal   {"<member>":[{"seq":1,"at":…,"kind":"started",…},…],…}
 //! GET /ui/events    the same for as long as one listens, as server-sent events:
 //!
-//! event: hello      data: {"member":"…","cluster":"…","auth":false}
+//! event: hello      data: {"member":"…","cluster":"…","auth":false,"control":null}
 //! event: members    data: as of /ui/state, four times a second
 //! event: journal    data: as of /ui/journal, but what is new
 //! ```
@@ -40,7 +40,7 @@ pub fn is_path(path: &str) -> bool {
 }
 
 /// Answers one of them.
-pub async fn answer(server: &Server, path: &str, query: &Query) -> Response<Body> {
+pub async fn answer(server: &Server, control: Option<&str>, path: &str, query: &Query) -> Response<Body> {
     let Some(mut look) = server.observatory().look() else {
         return plain(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY);
     };
@@ -53,7 +53,13 @@ pub async fn answer(server: &Server, path: &str, query: &Query) -> Response<Body
                 true => usize::MAX,
                 false => RECENT,
             };
-            events(server.clone(), look, recent)
+            events(Listener {
+                server: server.clone(),
+                control: control.map(str::to_string),
+                look,
+                recent,
+                begun: false,
+            })
         }
     }
 }
@@ -86,6 +92,8 @@ fn message(kind: &str, data: &str) -> String {
 
 struct Listener {
     server: Server,
+    /// Where `pontoon cluster` makes faults.
+    control: Option<String>,
     look: Look,
     /// Records of each member to be sent at the beginning.
     recent: usize,
@@ -119,19 +127,14 @@ impl Listener {
             "member": format!("{:x}", self.server.member_id()),
             "cluster": format!("{:x}", self.server.cluster_id()),
             "version": env!("CARGO_PKG_VERSION"),
+            "control": self.control,
             "auth": self.server.reader().auth().enabled(),
             "election_ms": self.server.replica().timing().election.as_millis() as u64,
         })
     }
 }
 
-fn events(server: Server, look: Look, recent: usize) -> Response<Body> {
-    let listener = Listener {
-        server,
-        look,
-        recent,
-        begun: false,
-    };
+fn events(listener: Listener) -> Response<Body> {
     let frames = stream::unfold(listener, |mut listener| async move {
         let said = listener.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(said))), listener))

@@ -9,10 +9,12 @@
 //! | `/kv/…` | values as they are ([`kv`]) |
 //! | `/health`, `/livez`, `/readyz`, `/version` | for whoever looks after members ([`health`]) |
 //! | `/metrics` | for Prometheus ([`metrics`]) |
-//! | `/ui/…` | the cluster, to be looked at ([`look`]) |
+//! | `/` | the page ([`page`]) |
+//! | `/ui/…` | its parts, and the cluster, to be looked at ([`look`]) |
 //!
 //! What is read or written goes through the same gRPC services, in the process: nothing here decides about data, and
-//! this ring knows neither the state's writes nor Raft. Every answer carries the CORS headers; a `Host` outside
+//! this ring knows neither the state's writes nor Raft. Every answer carries the CORS headers, by which a member's
+//! page may ask the other members, too; a `Host` outside
 //! `--host-whitelist` is turned away before anything is looked at.
 
 mod gateway;
@@ -22,6 +24,7 @@ mod kv;
 mod look;
 mod messages;
 mod metrics;
+mod page;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -130,8 +133,15 @@ impl Http {
             true if request.method() == Method::OPTIONS => Response::new(Body::empty()),
             true => self.route(request).await,
         };
-        mark(&self.options, origin, response.headers_mut());
+        let is_ours = origin.as_ref().is_some_and(|origin| self.is_of_a_page(origin));
+        mark(&self.options, origin, is_ours, response.headers_mut());
         response
+    }
+
+    /// Whether this is the origin of a member's page.
+    fn is_of_a_page(&self, origin: &HeaderValue) -> bool {
+        let named = |own: &String| origin == own.as_str();
+        self.kv.is_some() && self.options.page && page::origins(&self.server).iter().any(named)
     }
 
     async fn route(&self, request: Request<Incoming>) -> Response<Body> {
@@ -153,12 +163,15 @@ impl Http {
 
     /// The cluster, to be looked at: for reading only, and on the client port.
     async fn look_at(&self, path: &str, request: &Request<Incoming>) -> Option<Response<Body>> {
-        if self.kv.is_none() || !look::is_path(path) {
+        let is_page = self.options.page && page::is_path(path);
+        if self.kv.is_none() || !(is_page || look::is_path(path)) {
             return None;
         }
+        let control = self.options.control.as_deref();
         match may_read(request) {
-            true => Some(look::answer(&self.server, path, &Query::of(request)).await),
             false => Some(only_get()),
+            true if is_page => Some(page::answer(&self.server, control, path)),
+            true => Some(look::answer(&self.server, control, path, &Query::of(request)).await),
         }
     }
 
@@ -214,11 +227,11 @@ fn allow_host<B>(options: &HttpOptions, request: &Request<B>) -> bool {
 }
 
 /// Says to browsers whose pages may read the answer.
-fn mark(options: &HttpOptions, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
+fn mark(options: &HttpOptions, origin: Option<HeaderValue>, is_ours: bool, headers: &mut HeaderMap) {
     let is_listed = |origin: &HeaderValue| options.cors.iter().any(|allowed| origin == allowed.as_str());
     let allowed = match options.cors.iter().any(|allowed| allowed == "*") {
         true => Some(HeaderValue::from_static("*")),
-        false => origin.filter(is_listed),
+        false => origin.filter(|origin| is_ours || is_listed(origin)),
     };
     let Some(allowed) = allowed else { return };
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
@@ -374,24 +387,31 @@ mod tests {
 
     #[test]
     fn origins_are_named_back_only_if_they_are_listed() {
-        let marked = |cors: &[&str], origin: Option<&'static str>| {
+        let marked = |cors: &[&str], origin: Option<&'static str>, is_ours| {
             let options = HttpOptions {
                 gateway: true,
+                page: true,
+                control: None,
                 cors: cors.iter().map(ToString::to_string).collect(),
                 hosts: vec!["*".to_string()],
             };
             let mut headers = HeaderMap::new();
-            mark(&options, origin.map(HeaderValue::from_static), &mut headers);
+            let origin = origin.map(HeaderValue::from_static);
+            mark(&options, origin, is_ours, &mut headers);
             headers
                 .get(header::ACCESS_CONTROL_ALLOW_ORIGIN)
                 .map(|origin| origin.to_str().expect("text").to_string())
         };
-        assert_eq!(marked(&["*"], None).as_deref(), Some("*"));
+        assert_eq!(marked(&["*"], None, false).as_deref(), Some("*"));
         assert_eq!(
-            marked(&["http://a"], Some("http://a")).as_deref(),
+            marked(&["http://a"], Some("http://a"), false).as_deref(),
             Some("http://a")
         );
-        assert_eq!(marked(&["http://a"], Some("http://b")), None);
-        assert_eq!(marked(&[], None), None);
+        assert_eq!(marked(&["http://a"], Some("http://b"), false), None);
+        assert_eq!(
+            marked(&["http://a"], Some("http://b"), true).as_deref(),
+            Some("http://b")
+        );
+        assert_eq!(marked(&[], None, false), None);
     }
 }

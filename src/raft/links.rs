@@ -1,18 +1,16 @@
 //! Who of the others answers, told when that changes, with the cause.
 //!
-//! A question that nobody takes (the connection is refused) tells at once; one that is merely not answered has to be
-//! followed by another: a machine that is busy for a moment is no broken link.
+//! A question that nobody takes (the connection is refused) tells at once; where there is merely no answer, there has to
+//! be none for a while: a machine that is busy for a moment is no broken link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tonic::Status;
 
 use super::network::is_connect_error;
 use crate::journal::{Event, Id, Journal};
-
-/// Questions in a row that stay without an answer until a link counts as down.
-const SILENCES: u32 = 2;
 
 /// The links to the others, as they were told last.
 #[derive(Default)]
@@ -24,23 +22,24 @@ pub struct Links {
 struct Link {
     /// None: nothing was told yet.
     is_up: Option<bool>,
-    silences: u32,
+    /// Since when questions stay without an answer.
+    silent_since: Option<Instant>,
 }
 
 impl Links {
-    /// A question to `id` was answered, or was not.
-    pub fn asked(&self, journal: &Journal, id: u64, answer: Result<(), &Status>) {
+    /// A question to `id` was answered, or was not; a silence of `patience` is a broken link.
+    pub fn asked(&self, journal: &Journal, id: u64, patience: Duration, answer: Result<(), &Status>) {
         let is_up = {
             let mut by_id = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
             let link = by_id.entry(id).or_default();
             let is_up = match answer {
                 Ok(()) => {
-                    link.silences = 0;
+                    link.silent_since = None;
                     true
                 }
                 Err(status) => {
-                    link.silences += 1;
-                    if link.silences < SILENCES && !is_connect_error(status) {
+                    let since = *link.silent_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() < patience && !is_connect_error(status) {
                         return;
                     }
                     false
@@ -90,21 +89,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_is_told_when_it_changes_and_a_single_silence_is_none() {
+    fn a_link_is_told_when_it_changes_and_a_short_silence_is_none() {
         let (links, journal) = (Links::default(), Journal::default());
         let silent = Status::unavailable("no answer in time");
         let says = || -> Vec<String> {
             let records = journal.after(0, 99);
             records.into_iter().map(|record| record.says).collect()
         };
-        for answer in [Ok(()), Err(&silent), Ok(()), Err(&silent)] {
-            links.asked(&journal, 2, answer);
+        let hour = Duration::from_secs(3600);
+        for answer in [Ok(()), Err(&silent), Err(&silent)] {
+            links.asked(&journal, 2, hour, answer);
         }
         assert_eq!(says(), ["2 answers"]);
         for _ in 0..3 {
-            links.asked(&journal, 2, Err(&silent));
+            links.asked(&journal, 2, Duration::ZERO, Err(&silent));
         }
-        links.asked(&journal, 2, Ok(()));
+        links.asked(&journal, 2, hour, Ok(()));
         assert_eq!(says()[1..], ["2 does not answer: no answer in time", "2 answers"]);
         links.keep(&BTreeSet::new());
         assert_eq!(links.is_up(2), None);

@@ -82,6 +82,8 @@ pub struct Peers {
     ballots: Ballots,
     timing: Timing,
     tls: Option<Arc<ClientTls>>,
+    /// URLs that are dialled elsewhere.
+    detours: BTreeMap<String, String>,
     channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
     /// Where members are by the newest word of them, which wins over where they were added.
     addresses: RwLock<BTreeMap<u64, Address>>,
@@ -110,9 +112,16 @@ impl Peers {
             ballots: Ballots::default(),
             timing,
             tls,
+            detours: BTreeMap::new(),
             channels: Mutex::default(),
             addresses: RwLock::default(),
         }
+    }
+
+    /// These URLs are dialled elsewhere.
+    pub fn with_detours(mut self, detours: BTreeMap<String, String>) -> Self {
+        self.detours = detours;
+        self
     }
 
     /// These are the other members now: what is counted and known of any others is forgotten.
@@ -124,7 +133,8 @@ impl Peers {
 
     /// A question to the member `id` was answered, or was not.
     pub fn asked(&self, id: u64, answer: Result<(), &Status>) {
-        self.links.asked(&self.metrics.journal, id, answer);
+        let patience = self.timing.election / 2;
+        self.links.asked(&self.metrics.journal, id, patience, answer);
     }
 
     /// Whether the member `id` answers, if that is known.
@@ -209,7 +219,8 @@ impl Peers {
         if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let channel = connect(url, self.tls.clone())?;
+        let dialled = self.detours.get(url).map_or(url, String::as_str);
+        let channel = connect(dialled, self.tls.clone())?;
         channels.insert(key, channel.clone());
         Ok(channel)
     }

@@ -112,6 +112,8 @@ pub struct Options {
     pub timing: Timing,
     /// For peers at `https://`.
     pub peer_tls: Option<Arc<ClientTls>>,
+    /// Peer URLs that are dialled elsewhere.
+    pub detours: BTreeMap<String, String>,
     /// Take a snapshot after so many entries too; 0: by bytes only.
     pub snapshot_count: u64,
     /// Memory for the engine's own cache, in bytes.
@@ -301,12 +303,13 @@ impl Replica {
             closed: closed_tx,
         };
         let machine = StateMachine::new(state, mark, shell);
-        let peers = Arc::new(Peers::new(
+        let peers = Peers::new(
             options.identity.clone(),
             options.timing,
             options.peer_tls.clone(),
             options.metrics.clone(),
-        ));
+        );
+        let peers = Arc::new(peers.with_detours(options.detours.clone()));
         let config = options
             .timing
             .config()

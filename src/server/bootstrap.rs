@@ -651,6 +651,7 @@ mod tests {
             trust_state: true,
             timing,
             peer_tls: None,
+            detours: BTreeMap::new(),
             snapshot_count: 0,
             engine_cache: 1 << 20,
             identity: Arc::new(Identity::new(member_id, 0, Box::new(|_| Ok(())))),

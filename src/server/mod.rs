@@ -678,6 +678,7 @@ async fn open(config: &Config, data_dir: &DataDir, parts: Parts) -> anyhow::Resu
         trust_state: data_dir.trust_state(),
         timing: timing(config),
         peer_tls: parts.peer_tls,
+        detours: config.detours.clone(),
         snapshot_count: config.snapshot_count,
         engine_cache: ENGINE_CACHE,
         identity: Arc::new(identity),

@@ -216,7 +216,6 @@ async fn the_same_json_gets_the_same_answer_as_from_etcd() {
         ("PUT", "/v3/kv/range"),
         ("OPTIONS", "/v3/kv/range"),
         ("OPTIONS", "/nothing"),
-        ("GET", "/"),
         ("GET", "/nothing"),
         ("POST", "/health"),
         ("POST", "/version"),

@@ -31,6 +31,7 @@ mod lease;
 mod maintenance;
 mod membership;
 mod metrics;
+mod page;
 mod permissions;
 mod range_stream;
 mod readme;

@@ -79,8 +79,11 @@ impl Http {
         };
         loop {
             let line = self.line().await?;
-            match line.split_once(": ") {
-                Some((name, value)) => answer.headers.push((name.to_lowercase(), value.to_string())),
+            match line.split_once(':') {
+                Some((name, value)) => {
+                    let value = value.trim_start().to_string();
+                    answer.headers.push((name.to_lowercase(), value));
+                }
                 None => return Some(answer),
             }
         }

@@ -1,5 +1,6 @@
 //! What the cases share: clusters of real processes, a real etcd, a sequential model, and checkers of histories.
 
+pub mod browser;
 pub mod cluster;
 pub mod etcd;
 pub mod generate;

@@ -1,0 +1,442 @@
+//! The page of a member, in a real browser: a cluster is watched and broken by its buttons, and the page outlives the
+//! member that served it. Where Chromium is not installed, that is said and left out.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::browser::Browser;
+use crate::support::cluster::{BINARY, Cluster, PATIENCE, machine};
+use crate::support::http::{ask, get};
+use crate::support::process::{free_port, spawn_logged, tail};
+
+/// `pontoon cluster`, ended as by Ctrl-C.
+struct Playground {
+    child: Child,
+    banner: String,
+    base: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Playground {
+    fn start() -> Playground {
+        let dir = tempfile::tempdir().expect("a directory");
+        // Members are 10 apart; below the ports that other tests are given.
+        let free = |base: &u16| {
+            (0..3).all(|n| (0..2).all(|m| TcpListener::bind(("127.0.0.1", base + 10 * n + m)).is_ok()))
+        };
+        let base = (10_000..10_960).step_by(30).find(free).expect("free ports");
+        let out = std::fs::File::create(dir.path().join("banner")).expect("a file");
+        let mut command = Command::new(BINARY);
+        command
+            .args(["cluster", "--base-port", &base.to_string(), "--data-dir"])
+            .arg(dir.path().join("data"))
+            .stdin(Stdio::null())
+            .stderr(out.try_clone().expect("a file"))
+            .stdout(out);
+        let child = command.spawn().expect("started");
+        let mut playground = Playground {
+            child,
+            banner: String::new(),
+            base,
+            dir,
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !playground.banner.contains("Ctrl-C stops all of it") {
+            assert!(Instant::now() < deadline, "no banner: {}", playground.banner);
+            std::thread::sleep(Duration::from_millis(50));
+            playground.banner =
+                std::fs::read_to_string(playground.dir.path().join("banner")).expect("a banner");
+        }
+        playground
+    }
+
+    /// The page's address, with the token.
+    fn page(&self) -> &str {
+        let mut lines = self.banner.lines().map(str::trim);
+        lines.find(|line| line.contains("#token=")).expect("an address")
+    }
+
+    fn token(&self) -> &str {
+        self.page().split_once("#token=").expect("a token").1
+    }
+
+    /// Client URL of a member, counted from 1.
+    fn url(&self, member: u16) -> String {
+        format!("http://127.0.0.1:{}", self.base + 10 * (member - 1))
+    }
+
+    fn pontoon(&self, args: &[&str]) -> String {
+        let endpoints: Vec<String> = (1..=3).map(|member| self.url(member)).collect();
+        let output = Command::new(BINARY)
+            .args(args)
+            .args(["--endpoints", &endpoints.join(",")])
+            .output();
+        let output = output.expect("pontoon runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Playground {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for member in ["node1", "node2", "node3"] {
+                let log = self.dir.path().join("data").join(format!("{member}.log"));
+                eprintln!("--- end of the log of {member}:\n{}", tail(&log));
+            }
+        }
+        crate::support::process::signal(&self.child, "TERM");
+        let _ = self.child.wait();
+    }
+}
+
+/// A script: the card of a member.
+fn card(name: &str) -> String {
+    format!("document.querySelector('article[aria-label={name}]')")
+}
+
+/// A script: whether a member is shown as this.
+fn is_shown_as(name: &str, role: &str) -> String {
+    format!(
+        "return {}?.querySelector('.role').textContent.includes('{role}')",
+        card(name)
+    )
+}
+
+fn button(name: &str, act: &str) -> String {
+    format!("article[aria-label={name}] button[data-act={act}]")
+}
+
+/// Keeps a picture, if they are wanted.
+async fn picture(browser: &Browser, name: &str) {
+    if let Some(dir) = std::env::var_os("PONTOON_PICTURES") {
+        browser.run("scrollTo(0, 0)").await;
+        let file = Path::new(&dir).join(format!("{name}.png"));
+        std::fs::write(file, browser.picture().await).expect("written");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member() {
+    let _machine = machine().await;
+    let Some(browser) = Browser::open(1300, 1240).await else {
+        return;
+    };
+    let playground = Playground::start();
+    browser.go(playground.page()).await;
+    browser
+        .wait(
+            "the page to show a leader",
+            "return document.title.includes(' leads ')",
+        )
+        .await;
+    browser
+        .wait(
+            "all members to be shown",
+            "return document.querySelectorAll('.member:not(.gone)').length === 3",
+        )
+        .await;
+    let address = browser.run("return location.href").await;
+    assert_eq!(
+        address,
+        format!("{}/", playground.url(1)),
+        "the token is not left in the address"
+    );
+
+    // Keys: written, with their history, found by prefix, watched.
+    browser.fill("#prefix", "app/").await;
+    browser.fill("#key", "app/colour").await;
+    for (value, versions) in [("blue", 1), ("green", 2)] {
+        browser.fill("#value", value).await;
+        browser.click("#edit button[type=submit]").await;
+        let script = format!(
+            "return document.getElementById('edit-says').textContent.startsWith('put at revision') \
+             && document.querySelectorAll('#history tbody tr').length === {versions}"
+        );
+        browser.wait("the key to be written", &script).await;
+    }
+    assert_eq!(playground.pontoon(&["get", "app/colour"]), "app/colour\ngreen\n");
+    browser.click("#watch").await;
+    let listed = |key: &str| {
+        format!(
+            "return [...document.querySelectorAll('#keys span')].some((one) => one.textContent === '{key}')"
+        )
+    };
+    browser.wait("the keys to be listed", &listed("app/colour")).await;
+    // Written anew until the watch has begun.
+    let deadline = Instant::now() + PATIENCE;
+    while browser.run(&listed("app/by-another")).await != true {
+        assert!(Instant::now() < deadline, "the watch shows nothing");
+        playground.pontoon(&["put", "app/by-another", "<b>bold</b>"]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(
+        browser
+            .run("return document.querySelectorAll('#keys b').length")
+            .await,
+        0,
+        "text stays text"
+    );
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+
+    // The member that serves the page leads, and dies.
+    if browser.run(&is_shown_as("node1", "leader")).await != true {
+        browser.click(&button("node1", "lead")).await;
+    }
+    browser
+        .wait("node1 to lead", &is_shown_as("node1", "leader"))
+        .await;
+    browser
+        .wait(
+            "canary writes",
+            "return /^[1-9][0-9]* of/.test(document.getElementById('canary-says').textContent)",
+        )
+        .await;
+    browser.run("setTimeout(() => {}, 0); document.getElementById('explain').checked || document.getElementById('explain').click()").await;
+    tokio::time::sleep(Duration::from_secs(
+        if std::env::var_os("PONTOON_PICTURES").is_some() {
+            25
+        } else {
+            1
+        },
+    ))
+    .await;
+    browser.click(&button("node1", "kill")).await;
+    browser
+        .wait("the death to be shown", &is_shown_as("node1", "no answer"))
+        .await;
+    browser
+        .wait(
+            "another leader",
+            "return /^node[23] leads/.test(document.title) && document.getElementById('banner').hidden",
+        )
+        .await;
+    browser
+        .wait(
+            "another member to show it",
+            "return /through node[23]$/.test(document.getElementById('through').textContent)",
+        )
+        .await;
+    browser
+        .wait(
+            "the stopwatch, and all acknowledged writes to be found",
+            "const found = document.querySelector('#failover .good'); return found !== null && found.textContent === '0'",
+        )
+        .await;
+    let said = browser
+        .run("return document.getElementById('failover').textContent")
+        .await;
+    let said = said.as_str().unwrap_or_default();
+    assert!(
+        said.contains("first acknowledged write") && !said.contains("of 0 looked for"),
+        "{said}"
+    );
+    for (dark, kind) in [(false, "light"), (true, "dark")] {
+        browser.prefer_dark(dark).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        picture(&browser, &format!("failover-{kind}")).await;
+    }
+    // The watch went on through another member, too.
+    let deadline = Instant::now() + PATIENCE;
+    while browser.run(&listed("app/after")).await != true {
+        assert!(Instant::now() < deadline, "the watch did not go on");
+        playground.pontoon(&["put", "app/after", "1"]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    // It comes back, without its disk.
+    browser.click(&button("node1", "wipe")).await;
+    browser
+        .wait(
+            "the disk to be gone",
+            "return document.getElementById('announce').textContent.includes('lost its disk')",
+        )
+        .await;
+    browser.click(&button("node1", "start")).await;
+    browser
+        .wait("node1 to be back", &is_shown_as("node1", "follower"))
+        .await;
+    // A way is cut, and both ends say so.
+    let cut = "const select = document.querySelector('#links-table select'); select.value = 'cut'; \
+               select.dispatchEvent(new Event('change')); return true";
+    browser.run(cut).await;
+    browser
+        .wait(
+            "the cut to be noticed",
+            "return [...document.querySelectorAll('#events .trouble')].some((one) => /^node[12] does not answer: no answer in time/.test(one.textContent))",
+        )
+        .await;
+    browser.resize(420, 1800).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    picture(&browser, "narrow-dark").await;
+    let wide = browser
+        .run("return document.documentElement.scrollWidth > innerWidth")
+        .await;
+    assert_eq!(wide, false, "nothing sticks out of a narrow window");
+    let heal = cut.replace("'cut'", "'up'");
+    browser.run(&heal).await;
+    browser
+        .wait("a leader", "return document.title.includes(' leads ')")
+        .await;
+    browser.click(&button("node3", "pause")).await;
+    browser
+        .wait("node3 to stand still", &is_shown_as("node3", "no answer"))
+        .await;
+    browser.click(&button("node3", "resume")).await;
+    browser
+        .wait(
+            "node3 to go on",
+            &format!("return {}.classList.contains('gone') === false", card("node3")),
+        )
+        .await;
+    for said in browser.complaints().await {
+        // Connections to the dead are all that may go wrong.
+        assert!(said.contains("net::ERR_") || said.contains("409"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_are_for_whoever_has_the_token_and_comes_from_a_members_page() {
+    let _machine = machine().await;
+    let playground = Playground::start();
+    let page = get(&playground.url(1), "/").await;
+    let policy = page
+        .header("content-security-policy")
+        .expect("a policy")
+        .to_string();
+    let control = policy.split("connect-src 'self' ").nth(1).expect("connections");
+    let control = control
+        .split([' ', ';'])
+        .find(|url| (1..=3).all(|member| **url != playground.url(member)));
+    let control = control.expect("the control").to_string();
+    let host = control.trim_start_matches("http://").to_string();
+    let right = format!("Bearer {}", playground.token());
+    // The test's own client always says that it asks localhost, so the connection is made by hand.
+    let code = |host: &str, token: &str, origin: &str| {
+        let (control, host, token, origin) = (
+            host_of(&control),
+            host.to_string(),
+            token.to_string(),
+            origin.to_string(),
+        );
+        async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let mut stream = tokio::net::TcpStream::connect(control).await.expect("connected");
+            let request = format!(
+                "GET /state HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\nOrigin: {origin}\r\nConnection: close\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+                .split(' ')
+                .nth(1)
+                .and_then(|code| code.parse::<u16>().ok())
+                .expect("a code")
+        }
+    };
+    let origin = playground.url(2);
+    assert_eq!(code(&host, &right, &origin).await, 200);
+    assert_eq!(code(&host, "Bearer 00", &origin).await, 403);
+    assert_eq!(code(&host, "", &origin).await, 403);
+    assert_eq!(code(&host, &right, "http://evil.example").await, 403);
+    assert_eq!(code(&host, &right, "http://127.0.0.1:1").await, 403);
+    assert_eq!(code("evil.example", &right, &origin).await, 403);
+    // A member knows neither the token nor anything that it could break by itself.
+    let told = get(&playground.url(1), "/ui/state").await.text();
+    assert!(!told.contains(playground.token()));
+    for path in ["/do", "/ui/do", "/state"] {
+        assert_eq!(
+            ask(
+                &playground.url(1),
+                "POST",
+                path,
+                &[("authorization", &right)],
+                b"{}"
+            )
+            .await
+            .status,
+            404
+        );
+    }
+}
+
+fn host_of(url: &str) -> String {
+    url.trim_start_matches("http://").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_others_reach_refuses_to_be_a_playground() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let log = dir.path().join("log");
+    for (url, control) in [
+        ("http://0.0.0.0", "http://127.0.0.1:1"),
+        ("http://127.0.0.1", "http://10.0.0.1:1"),
+    ] {
+        let listen = format!("{url}:{}", free_port());
+        let mut command = Command::new("env");
+        let told = format!("PONTOON_PLAYGROUND={{\"control\":\"{control}\",\"detours\":{{}}}}");
+        command
+            .arg(told)
+            .arg(BINARY)
+            .args(["serve", "--listen-client-urls", &listen, "--data-dir"]);
+        let mut child = spawn_logged(command.arg(dir.path().join("data")), &log);
+        let ended = child.wait().expect("it ends");
+        assert!(!ended.success());
+        assert!(
+            tail(&log).contains("to be broken, on this machine alone"),
+            "{}",
+            tail(&log)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_is_protected_can_be_left_out_and_may_ask_the_other_members() {
+    let mut cluster = Cluster::start_with(2, &["--cors", "http://elsewhere.example"]).await;
+    let (url, other) = (
+        cluster.members[0].client_url.clone(),
+        cluster.members[1].client_url.clone(),
+    );
+    let page = get(&url, "/").await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, Some("text/html; charset=utf-8"))
+    );
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self';"),
+        "{policy}"
+    );
+    assert!(
+        policy.contains(&other) && !policy.contains("unsafe") && !policy.contains('*'),
+        "{policy}"
+    );
+    assert_eq!(page.header("x-frame-options"), Some("DENY"));
+    for part in page.text().split('"').filter(|part| part.starts_with("/ui/")) {
+        assert_eq!(get(&url, part).await.status, 200, "{part}");
+    }
+    assert_eq!(get(&url, "/ui/nothing.js").await.status, 404);
+    let allowed = async |origin: &str| {
+        let answer = ask(&url, "GET", "/ui/state", &[("Origin", origin)], b"").await;
+        answer.header("access-control-allow-origin").map(str::to_string)
+    };
+    assert_eq!(allowed(&other).await.as_deref(), Some(other.as_str()));
+    assert_eq!(
+        allowed("http://elsewhere.example").await.as_deref(),
+        Some("http://elsewhere.example")
+    );
+    assert_eq!(allowed("http://evil.example").await, None);
+
+    cluster.kill(0);
+    cluster.set_flags(&["--enable-web-page=false"]);
+    cluster.restart(0).await;
+    assert_eq!(get(&url, "/").await.status, 404);
+    assert_eq!(get(&url, "/ui/app.js").await.status, 404);
+    assert_eq!(
+        get(&url, "/ui/state").await.status,
+        200,
+        "what it shows is there for others"
+    );
+}
