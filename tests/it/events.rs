@@ -91,11 +91,14 @@ async fn a_dead_leader_is_lost_and_followed_with_every_vote_told() {
             .is_some_and(|why| why.to_lowercase().contains("connection")),
         "{silent}"
     );
+    wait_for_event(&cluster, through, "the loss of the link", |event| {
+        event["kind"] == "link-down" && event["peer"] == *dead
+    })
+    .await;
     let all = events(&cluster, through);
     let has = |fits: &dyn Fn(&Value) -> bool| assert!(all.iter().any(fits), "{all:#?}");
     has(&|event| event["kind"] == "vote" && event["answer"] == "granted" && event["pre"] == false);
     has(&|event| event["kind"] == "asked" && event["granted"] == true && event["pre"] == false);
-    has(&|event| event["kind"] == "link-down" && event["peer"] == *dead);
     has(&|event| event["kind"] == "role" && event["to"] == "leader" && event["term"] == elected["term"]);
     // What the dead one told while somebody looked is not gone with it.
     has(&|event| event["member"] == *dead && event["kind"] == "serving");
