@@ -28,10 +28,10 @@ pub enum Code {
 }
 
 macro_rules! errors {
-    ($( $(#[$doc:meta])* $name:ident = $code:ident $text:literal, )*) => {
+    ($( $(#[doc = $doc:literal])* $name:ident = $code:ident $text:literal, )*) => {
         /// What went wrong. See the module for how it reaches the client.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Error { $( $(#[$doc])* $name, )* }
+        pub enum Error { $( $(#[doc = $doc])* $name, )* }
 
         impl Error {
             /// Every error, in the table's order.
@@ -39,6 +39,15 @@ macro_rules! errors {
 
             /// The gRPC code that etcd answers with.
             pub fn code(self) -> Code { match self { $(Error::$name => Code::$code,)* } }
+
+            /// As it is called here.
+            pub fn name(self) -> &'static str { match self { $(Error::$name => stringify!($name),)* } }
+
+            /// What it means, in a sentence or two.
+            pub fn meaning(self) -> String {
+                let doc = match self { $(Error::$name => concat!($($doc),*),)* };
+                doc.trim().replace('`', "")
+            }
 
             /// etcd's exact text.
             pub fn text(self) -> &'static str { match self { $(Error::$name => $text,)* } }

@@ -13,8 +13,8 @@ use super::failed::{Failed, exit};
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
-    auth, bench, browse, check, endpoint, events, import, kv, lease, lock, maintenance, member, mirror,
-    output, snapshot, watch,
+    auth, bench, browse, check, doctor, endpoint, events, explain, import, kv, lease, lock, maintenance,
+    member, mirror, output, snapshot, watch,
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
@@ -53,6 +53,7 @@ pub fn commands(command: Command) -> Command {
         vec![import::command()],
         check::commands(),
         vec![events::command(), bench::command()],
+        vec![doctor::command(), explain::command()],
         vec![Command::new("version").about("Print the versions")],
     ];
     let global = |arg: Arg| arg.global(true);
@@ -316,18 +317,30 @@ fn log_calls() {
 
 /// Runs a verb.
 pub async fn run(matches: &ArgMatches, verb: &str, verb_matches: &ArgMatches) -> ExitCode {
-    let result = match Context::new(matches, verb_matches).await {
-        Ok(context) => dispatch(&context, verb, verb_matches).await,
-        Err(failed) => Err(failed),
+    let result = match verb {
+        // Nobody is asked.
+        "explain" => explain::run(verb_matches),
+        _ => match Context::new(matches, verb_matches).await {
+            Ok(context) => dispatch(&context, verb, verb_matches).await,
+            Err(failed) => Err(failed),
+        },
     };
     match result {
         Ok(code) => code,
         Err(failed) => {
             if !failed.message.is_empty() {
                 output::say(format!("Error: {}", failed.message));
+                say_where_it_is_explained(&failed.message);
             }
             ExitCode::from(failed.code)
         }
+    }
+}
+
+/// etcdctl has nothing to explain; scripts may compare what it says.
+fn say_where_it_is_explained(message: &str) {
+    if let Some(code) = explain::code_in(message).filter(|_| !is_etcdctl()) {
+        output::say(format!("What it means: pontoon explain {code}"));
     }
 }
 
@@ -348,6 +361,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "check" => check::run(context, matches).await,
         "events" => events::run(context, matches).await,
         "bench" => bench::run(context, matches).await,
+        "doctor" => doctor::run(context, matches).await,
         _ => version(),
     }
 }

@@ -106,7 +106,7 @@ async fn hash_kv(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
 }
 
 /// As etcdctl does: a read that needs a quorum, and no alarm. To be refused for one's name is to be answered.
-async fn check_health(client: &Client) -> Result<(), String> {
+pub async fn check_health(client: &Client) -> Result<(), String> {
     let request = RangeRequest {
         key: Bytes::from_static(b"health"),
         ..RangeRequest::default()

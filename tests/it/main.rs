@@ -18,6 +18,7 @@ mod crash;
 mod differential;
 mod differential_all;
 mod discovery;
+mod doctor;
 mod etcdctl;
 mod etcdctl_parity;
 mod events;
