@@ -154,8 +154,11 @@ async fn a_cluster_is_founded_found_and_come_back_to_by_dns() {
     cluster.kill(1);
     cluster.wipe(1);
     cluster.restart(1).await;
-    let list = cluster.member_list(0).await.expect("a list").members;
-    assert_eq!(list.len(), 3, "{list:?}");
+    wait_for(PATIENCE, "the old n2 to be gone", || async {
+        let list = cluster.member_list(0).await.ok()?.members;
+        (list.len() == 3).then_some(())
+    })
+    .await;
 
     // Without a name server, who has a place goes on.
     dns.task.abort();
