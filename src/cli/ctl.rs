@@ -14,7 +14,7 @@ use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
     auth, bench, browse, check, doctor, endpoint, events, explain, import, kv, lease, lock, maintenance,
-    member, mirror, output, snapshot, watch,
+    member, mirror, output, snapshot, top, watch,
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
@@ -52,7 +52,7 @@ pub fn commands(command: Command) -> Command {
         mirror::commands(),
         vec![import::command()],
         check::commands(),
-        vec![events::command(), bench::command()],
+        vec![events::command(), top::command(), bench::command()],
         vec![doctor::command(), explain::command()],
         vec![Command::new("version").about("Print the versions")],
     ];
@@ -360,6 +360,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "make-mirror" => mirror::run(context, matches).await,
         "check" => check::run(context, matches).await,
         "events" => events::run(context, matches).await,
+        "top" => top::run(context, matches).await,
         "bench" => bench::run(context, matches).await,
         "doctor" => doctor::run(context, matches).await,
         _ => version(),

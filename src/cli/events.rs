@@ -14,7 +14,7 @@ use super::ctl::Context;
 use super::failed::{Failed, exit};
 use super::format::Form;
 use super::output;
-use crate::client::Pages;
+use crate::client::{Messages, Pages};
 
 /// Between attempts to find a member that answers.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -46,15 +46,14 @@ pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
         json: context.form == Form::Json,
         explain: matches.get_flag("explain"),
         save: save(text(matches, "save"))?,
-        names: BTreeMap::new(),
-        told: BTreeMap::new(),
+        journal: Journal::default(),
     };
     if !matches!(context.form, Form::Simple | Form::Json) {
         return Err(context.no_such_form());
     }
     if !matches.get_flag("follow") {
         let state = read(context.client.look("/ui/state").await?).await?;
-        out.learn(&state);
+        out.journal.learn(&state);
         let journal = read(context.client.look("/ui/journal").await?).await?;
         out.tell(&journal)?;
         return Ok(ExitCode::SUCCESS);
@@ -91,53 +90,41 @@ fn parse(json: &[u8]) -> Result<Value, Failed> {
 }
 
 /// Tells what comes, until the member is lost.
-async fn follow(mut pages: Pages, out: &mut Out) -> Result<(), Failed> {
-    let mut buffer = Vec::new();
-    while let Ok(Some(piece)) = pages.next().await {
-        buffer.extend_from_slice(&piece);
-        while let Some(end) = find(&buffer, b"\n\n") {
-            let message: Vec<u8> = buffer.drain(..end + 2).collect();
-            hear(&message, out)?;
+async fn follow(pages: Pages, out: &mut Out) -> Result<(), Failed> {
+    let mut messages = Messages::of(pages);
+    while let Ok(Some((kind, data))) = messages.next().await {
+        match kind.as_str() {
+            "members" => out.journal.learn(&parse(&data)?),
+            "journal" => out.tell(&parse(&data)?)?,
+            _ => {}
         }
     }
     Ok(())
 }
 
-fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
-    bytes.windows(what.len()).position(|window| window == what)
+/// An event, and whose it is.
+pub struct Told {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// The member's name, or its id.
+    pub name: String,
+    /// Its id.
+    pub member: String,
+    /// What its journal says.
+    pub record: Value,
 }
 
-/// One server-sent event.
-fn hear(message: &[u8], out: &mut Out) -> Result<(), Failed> {
-    let (mut kind, mut data) = (String::new(), Vec::new());
-    for line in message.split(|byte| *byte == b'\n') {
-        if let Some(name) = line.strip_prefix(b"event: ") {
-            kind = String::from_utf8_lossy(name).into_owned();
-        } else if let Some(json) = line.strip_prefix(b"data: ") {
-            data.extend_from_slice(json);
-        }
-    }
-    match kind.as_str() {
-        "members" => out.learn(&parse(&data)?),
-        "journal" => out.tell(&parse(&data)?)?,
-        _ => {}
-    }
-    Ok(())
-}
-
-/// Where events go, and which went.
-struct Out {
-    json: bool,
-    explain: bool,
-    save: Option<File>,
+/// Which events were heard already, and how members are called.
+#[derive(Default)]
+pub struct Journal {
     names: BTreeMap<String, String>,
     /// The last one of each member and run.
-    told: BTreeMap<(String, u64), u64>,
+    heard: BTreeMap<(String, u64), u64>,
 }
 
-impl Out {
+impl Journal {
     /// How the members are called.
-    fn learn(&mut self, state: &Value) {
+    pub fn learn(&mut self, state: &Value) {
         for member in state["members"].as_array().into_iter().flatten() {
             if let (Some(id), Some(name)) = (member["id"].as_str(), member["name"].as_str()) {
                 self.names.insert(id.to_string(), name.to_string());
@@ -145,30 +132,56 @@ impl Out {
         }
     }
 
-    /// Tells the new ones among these, in the order of their times.
-    fn tell(&mut self, journal: &Value) -> Result<(), Failed> {
+    /// The new ones among these, in the order of their times.
+    pub fn news(&mut self, journal: &Value) -> Vec<Told> {
         let mut news = Vec::new();
         for (member, records) in journal.as_object().into_iter().flatten() {
+            let name = self.names.get(member).filter(|name| !name.is_empty());
+            let name = name.unwrap_or(member).clone();
             for record in records.as_array().into_iter().flatten() {
-                let number = |name: &str| record[name].as_u64().unwrap_or_default();
-                let last = self.told.entry((member.clone(), number("run"))).or_default();
+                let number = |field: &str| record[field].as_u64().unwrap_or_default();
+                let last = self.heard.entry((member.clone(), number("run"))).or_default();
                 if number("seq") > *last {
                     *last = number("seq");
-                    news.push((number("at"), member, record));
+                    news.push(Told {
+                        at: number("at"),
+                        name: name.clone(),
+                        member: member.clone(),
+                        record: record.clone(),
+                    });
                 }
             }
         }
-        news.sort_by_key(|(at, _, record)| (*at, record["seq"].as_u64()));
-        for (at, member, record) in news {
-            self.write(at, member, record)?;
+        news.sort_by_key(|told| (told.at, told.record["seq"].as_u64()));
+        news
+    }
+}
+
+/// The time of day, to milliseconds: the date is in the JSON, and people look for the time.
+pub fn time_of_day(at: u64) -> String {
+    let time = std::time::UNIX_EPOCH + Duration::from_millis(at);
+    let time = humantime::format_rfc3339_millis(time).to_string();
+    time.get(11..23).unwrap_or(&time).to_string()
+}
+
+/// Where events go.
+struct Out {
+    json: bool,
+    explain: bool,
+    save: Option<File>,
+    journal: Journal,
+}
+
+impl Out {
+    fn tell(&mut self, journal: &Value) -> Result<(), Failed> {
+        for told in self.journal.news(journal) {
+            self.write(&told)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, at: u64, member: &str, record: &Value) -> Result<(), Failed> {
-        let name = self.names.get(member).filter(|name| !name.is_empty());
-        let name = name.cloned().unwrap_or_else(|| member.to_string());
-        let json = self.json(member, &name, record);
+    fn write(&mut self, told: &Told) -> Result<(), Failed> {
+        let json = told.json();
         if let Some(file) = &mut self.save {
             let written = writeln!(file, "{json}");
             written.map_err(|error| Failed::new(exit::IO, format!("cannot write --save: {error}")))?;
@@ -176,31 +189,30 @@ impl Out {
         if self.json {
             return output::line(json);
         }
-        output::line(line(at, &name, record["says"].as_str().unwrap_or_default()))?;
-        match record["explain"].as_str().filter(|_| self.explain) {
+        output::line(told.line())?;
+        match told.record["explain"].as_str().filter(|_| self.explain) {
             Some(explain) => output::line(format!("{:24}{explain}", "")),
             None => Ok(()),
         }
     }
+}
 
+impl Told {
     /// The record, with the member before it.
-    fn json(&self, member: &str, name: &str, record: &Value) -> String {
+    fn json(&self) -> String {
         let mut object = Map::new();
-        object.insert("member".to_string(), member.into());
-        object.insert("name".to_string(), name.into());
-        if let Some(record) = record.as_object() {
+        object.insert("member".to_string(), self.member.as_str().into());
+        object.insert("name".to_string(), self.name.as_str().into());
+        if let Some(record) = self.record.as_object() {
             object.extend(record.clone());
         }
         Value::Object(object).to_string()
     }
-}
 
-fn line(at: u64, name: &str, says: &str) -> String {
-    let time = std::time::UNIX_EPOCH + Duration::from_millis(at);
-    let time = humantime::format_rfc3339_millis(time).to_string();
-    // The date is in the JSON; people look for the time.
-    let time = time.get(11..23).unwrap_or(&time);
-    format!("{time}  {name:<8}  {says}")
+    fn line(&self) -> String {
+        let says = self.record["says"].as_str().unwrap_or_default();
+        format!("{}  {:<8}  {says}", time_of_day(self.at), self.name)
+    }
 }
 
 #[cfg(test)]
@@ -210,35 +222,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_time_name_and_what_happened() {
-        assert_eq!(
-            line(1_700_000_000_123, "node1", "leads"),
-            "22:13:20.123  node1     leads"
-        );
-    }
-
-    #[test]
     fn an_event_is_told_once_whoever_tells_it() {
-        let mut out = Out {
-            json: true,
-            explain: false,
-            save: None,
-            names: BTreeMap::new(),
-            told: BTreeMap::new(),
-        };
-        let journal = json!({"a1": [{"run": 7, "seq": 1, "at": 1}, {"run": 8, "seq": 1, "at": 2}]});
-        out.tell(&journal).expect("told");
-        out.tell(&journal).expect("told");
-        assert_eq!(out.told.len(), 2);
-        out.learn(&json!({"members": [{"id": "a1", "name": "node1"}]}));
-        let text = out.json("a1", "node1", &journal["a1"][0]);
-        assert_eq!(text, r#"{"member":"a1","name":"node1","run":7,"seq":1,"at":1}"#);
-    }
-
-    #[test]
-    fn a_message_may_come_in_pieces() {
-        let text = b"event: hello\ndata: {}\n\nevent: mem";
-        assert_eq!(find(text, b"\n\n"), Some(21));
-        assert_eq!(find(b"event", b"\n\n"), None);
+        let mut journal = Journal::default();
+        let records = json!({"a1": [{"run": 7, "seq": 1, "at": 1_700_000_000_123_u64, "says": "leads"}, {"run": 8, "seq": 1, "at": 2}]});
+        let told: Vec<u64> = journal.news(&records).iter().map(|told| told.at).collect();
+        assert_eq!(told, [2, 1_700_000_000_123]);
+        assert!(journal.news(&records).is_empty());
+        journal.learn(&json!({"members": [{"id": "a1", "name": "node1"}]}));
+        let more = json!({"a1": [{"run": 7, "seq": 2, "at": 1_700_000_000_123_u64, "says": "leads"}]});
+        let told = &journal.news(&more)[0];
+        assert_eq!(told.line(), "22:13:20.123  node1     leads");
+        assert!(
+            told.json()
+                .starts_with(r#"{"member":"a1","name":"node1","run":7,"seq":2,"at":"#)
+        );
     }
 }

@@ -27,6 +27,7 @@ mod output;
 mod password;
 mod recover;
 mod snapshot;
+mod top;
 mod txn;
 mod watch;
 mod words;

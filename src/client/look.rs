@@ -39,6 +39,52 @@ impl Pages {
     }
 }
 
+/// Server-sent events, one by one.
+pub struct Messages {
+    pages: Pages,
+    buffer: Vec<u8>,
+}
+
+impl Messages {
+    /// Those of an answer.
+    pub fn of(pages: Pages) -> Self {
+        Messages {
+            pages,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The kind and the data of the next one; none at the end. What was read is kept if this is dropped halfway.
+    pub async fn next(&mut self) -> Result<Option<(String, Vec<u8>)>, ClientError> {
+        loop {
+            if let Some(end) = end_of_message(&self.buffer) {
+                let message: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                return Ok(Some(parts(&message)));
+            }
+            match self.pages.next().await? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+fn end_of_message(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(2).position(|two| two == b"\n\n")
+}
+
+fn parts(message: &[u8]) -> (String, Vec<u8>) {
+    let (mut kind, mut data) = (String::new(), Vec::new());
+    for line in message.split(|byte| *byte == b'\n') {
+        if let Some(name) = line.strip_prefix(b"event: ") {
+            kind = String::from_utf8_lossy(name).into_owned();
+        } else if let Some(json) = line.strip_prefix(b"data: ") {
+            data.extend_from_slice(json);
+        }
+    }
+    (kind, data)
+}
+
 impl Client {
     /// GET of `path`, at the first endpoint that can be reached; where that fails the next call goes to the next one.
     pub async fn look(&self, path: &str) -> Result<Pages, ClientError> {
@@ -74,5 +120,18 @@ impl Client {
     pub fn leave_endpoint(&self) {
         let at = super::lock(&self.connected).at;
         self.leave(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_ends_with_an_empty_line() {
+        let text = b"event: hello\ndata: {}\n\nevent: mem";
+        assert_eq!(end_of_message(text), Some(22 - 1));
+        assert_eq!(end_of_message(b"event\n"), None);
+        assert_eq!(parts(&text[..23]), ("hello".to_string(), b"{}".to_vec()));
     }
 }

@@ -35,7 +35,7 @@ use tonic::{Code, Request, Status};
 
 use crate::tls::{self, ClientTls};
 
-pub use look::Pages;
+pub use look::{Messages, Pages};
 pub use session::Session;
 pub use watch::{WatchError, Watcher};
 

@@ -42,6 +42,7 @@ mod store_counts;
 mod tls;
 mod tls_admission;
 mod tls_per_url;
+mod top;
 mod watch;
 mod watch_differential;
 mod watch_faults;

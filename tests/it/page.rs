@@ -1,95 +1,15 @@
 //! The page of a member, in a real browser: a cluster is watched and broken by its buttons, and the page outlives the
 //! member that served it. Where Chromium is not installed, that is said and left out.
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::browser::Browser;
 use crate::support::cluster::{BINARY, Cluster, PATIENCE, machine};
 use crate::support::http::{ask, get};
+use crate::support::playground::Playground;
 use crate::support::process::{free_port, spawn_logged, tail};
-
-/// `pontoon cluster`, ended as by Ctrl-C.
-struct Playground {
-    child: Child,
-    banner: String,
-    base: u16,
-    dir: tempfile::TempDir,
-}
-
-impl Playground {
-    fn start() -> Playground {
-        let dir = tempfile::tempdir().expect("a directory");
-        // Members are 10 apart; below the ports that other tests are given.
-        let free = |base: &u16| {
-            (0..3).all(|n| (0..2).all(|m| TcpListener::bind(("127.0.0.1", base + 10 * n + m)).is_ok()))
-        };
-        let base = (10_000..10_960).step_by(30).find(free).expect("free ports");
-        let out = std::fs::File::create(dir.path().join("banner")).expect("a file");
-        let mut command = Command::new(BINARY);
-        command
-            .args(["cluster", "--base-port", &base.to_string(), "--data-dir"])
-            .arg(dir.path().join("data"))
-            .stdin(Stdio::null())
-            .stderr(out.try_clone().expect("a file"))
-            .stdout(out);
-        let child = command.spawn().expect("started");
-        let mut playground = Playground {
-            child,
-            banner: String::new(),
-            base,
-            dir,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while !playground.banner.contains("Ctrl-C stops all of it") {
-            assert!(Instant::now() < deadline, "no banner: {}", playground.banner);
-            std::thread::sleep(Duration::from_millis(50));
-            playground.banner =
-                std::fs::read_to_string(playground.dir.path().join("banner")).expect("a banner");
-        }
-        playground
-    }
-
-    /// The page's address, with the token.
-    fn page(&self) -> &str {
-        let mut lines = self.banner.lines().map(str::trim);
-        lines.find(|line| line.contains("#token=")).expect("an address")
-    }
-
-    fn token(&self) -> &str {
-        self.page().split_once("#token=").expect("a token").1
-    }
-
-    /// Client URL of a member, counted from 1.
-    fn url(&self, member: u16) -> String {
-        format!("http://127.0.0.1:{}", self.base + 10 * (member - 1))
-    }
-
-    fn pontoon(&self, args: &[&str]) -> String {
-        let endpoints: Vec<String> = (1..=3).map(|member| self.url(member)).collect();
-        let output = Command::new(BINARY)
-            .args(args)
-            .args(["--endpoints", &endpoints.join(",")])
-            .output();
-        let output = output.expect("pontoon runs");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-}
-
-impl Drop for Playground {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for member in ["node1", "node2", "node3"] {
-                let log = self.dir.path().join("data").join(format!("{member}.log"));
-                eprintln!("--- end of the log of {member}:\n{}", tail(&log));
-            }
-        }
-        crate::support::process::signal(&self.child, "TERM");
-        let _ = self.child.wait();
-    }
-}
 
 /// A script: the card of a member.
 fn card(name: &str) -> String {
@@ -215,7 +135,7 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
     browser
         .wait(
             "another member to show it",
-            "return /through node[23]$/.test(document.getElementById('through').textContent)",
+            "return /^node[23]$/.test(document.getElementById('through').selectedOptions[0].textContent)",
         )
         .await;
     browser
@@ -237,6 +157,25 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
         tokio::time::sleep(Duration::from_millis(700)).await;
         picture(&browser, &format!("failover-{kind}")).await;
     }
+    // Looked back at, the old leader still leads; and now it does not.
+    let look_back = "const scrub = document.getElementById('scrub'); scrub.value = arguments_value; \
+                     scrub.dispatchEvent(new Event('input')); return document.getElementById('head-leader').textContent";
+    let leader_at = async |value: u32| {
+        browser
+            .run(&look_back.replace("arguments_value", &value.to_string()))
+            .await
+    };
+    let mut led = false;
+    for value in (0..1000).rev().step_by(20) {
+        led |= leader_at(value).await == "node1";
+    }
+    assert!(led, "node1 led once");
+    browser.click("#live").await;
+    let leader = browser
+        .run("return document.getElementById('head-leader').textContent")
+        .await;
+    assert!(leader == "node2" || leader == "node3", "{leader}");
+
     // The watch went on through another member, too.
     let deadline = Instant::now() + PATIENCE;
     while browser.run(&listed("app/after")).await != true {
@@ -286,6 +225,22 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
         .wait(
             "node3 to go on",
             &format!("return {}.classList.contains('gone') === false", card("node3")),
+        )
+        .await;
+    // Without a majority there is no leader, and the page goes on.
+    browser
+        .run(&format!("{}.focus(); return true", card("node2")))
+        .await;
+    browser.run("document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'k', bubbles: true})); return true").await;
+    browser.click(&button("node3", "kill")).await;
+    browser
+        .wait("no leader", "return document.title.startsWith('no leader')")
+        .await;
+    browser
+        .wait(
+            "the page to go on through the last one",
+            "return document.getElementById('through').selectedOptions[0].textContent === 'node1' \
+             && document.getElementById('banner').hidden && document.querySelectorAll('.member').length === 3",
         )
         .await;
     for said in browser.complaints().await {

@@ -11,6 +11,7 @@ pub mod linearize;
 pub mod model;
 pub mod observer;
 pub mod order;
+pub mod playground;
 pub mod process;
 pub mod proxy;
 pub mod rpc;

@@ -15,12 +15,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -91,16 +91,16 @@ pub async fn serve(cluster: Arc<Cluster>, listener: TcpListener) {
                 let cluster = cluster.clone();
                 async move { Ok::<_, Infallible>(answer(&cluster, request).await) }
             });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let server = auto::Builder::new(TokioExecutor::new());
             // A client that breaks off has its reasons.
-            let _ = connection.await;
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
 async fn answer(cluster: &Cluster, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let mut response = match may_ask(cluster, request.method(), request.headers()) {
+    let mut response = match may_ask(cluster, &request) {
         Err(refused) => text(StatusCode::FORBIDDEN, refused),
         Ok(()) if request.method() == Method::OPTIONS => text(StatusCode::NO_CONTENT, ""),
         Ok(()) => route(cluster, request).await,
@@ -117,10 +117,11 @@ async fn answer(cluster: &Cluster, request: Request<Incoming>) -> Response<Full<
 }
 
 /// Whether somebody with these headers may ask; the browser's own question for that has no token.
-fn may_ask(cluster: &Cluster, method: &Method, headers: &HeaderMap) -> Result<(), &'static str> {
-    let said = |name| headers.get(name).and_then(|value| value.to_str().ok());
+fn may_ask<B>(cluster: &Cluster, request: &Request<B>) -> Result<(), &'static str> {
+    let said = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let own = cluster.control.to_string();
-    if said(header::HOST) != Some(own.as_str()) {
+    let host = said(header::HOST).or(request.uri().authority().map(http::uri::Authority::as_str));
+    if host != Some(own.as_str()) {
         return Err("asked for by another name\n");
     }
     let is_ours = |origin: &str| {
@@ -133,7 +134,7 @@ fn may_ask(cluster: &Cluster, method: &Method, headers: &HeaderMap) -> Result<()
         return Err("asked for by a page from elsewhere\n");
     }
     let token = said(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-    match method == Method::OPTIONS || token == Some(cluster.token.as_str()) {
+    match request.method() == Method::OPTIONS || token == Some(cluster.token.as_str()) {
         true => Ok(()),
         false => Err("the token is missing or wrong: open the address that pontoon cluster printed\n"),
     }

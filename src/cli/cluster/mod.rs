@@ -7,6 +7,7 @@
 mod control;
 mod links;
 mod member;
+pub mod remote;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -93,6 +94,8 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     for at in 0..cluster.members.len() {
         children.push(Some(cluster.spawn(at)?));
     }
+    remote::leave(&dir, &format!("http://{}", cluster.control), &cluster.token)
+        .with_context(|| format!("cannot write to {}", dir.display()))?;
     let faults = tokio::spawn(control::serve(cluster.clone(), listener));
     // Taken from now on, so that no member is left behind.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -103,6 +106,7 @@ pub async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         _ = interrupt.recv() => Ok(()),
     };
     faults.abort();
+    remote::forget(&dir);
     stop(&cluster, children).await;
     outcome
 }
@@ -313,6 +317,11 @@ fn banner(cluster: &Cluster, dir: &Path) {
     println!("  pontoon get hello --endpoints {last}");
     println!(
         "  pontoon endpoint status -w table --endpoints {}",
+        ports.join(",")
+    );
+    println!(
+        "  pontoon top --cluster {} --endpoints {}",
+        dir.display(),
         ports.join(",")
     );
     println!("  pontoon events --follow --endpoints {}", ports.join(","));

@@ -1,7 +1,7 @@
 // The page of a member: what it sees of the cluster, drawn four times a second; and, when that member dies, what another
 // one sees.
 
-import { $, clock, number, say, span } from "./dom.js";
+import { $, clock, el, number, say, span, sync } from "./dom.js";
 import { Calls, Feed } from "./feed.js";
 import { Model } from "./model.js";
 import { Members } from "./members.js";
@@ -74,9 +74,18 @@ feed.addEventListener("members", ({ detail }) => {
   model.take(detail);
   feed.learn(detail.members.flatMap((member) => member.urls));
   const here = detail.members.find((member) => member.here);
-  say($("through"), `seen through ${here?.name ?? feed.base}`);
+  through(detail.members, here);
   draw();
 });
+
+/** Through whom it is seen, and through whom else it could be. */
+function through(all, here) {
+  const reached = all.filter((member) => member.urls.length > 0);
+  sync($("through"), reached, (member) => member.id, (member) => el("option", { value: member.urls[0] }, member.name), (option, member) => {
+    option.selected = member.id === here?.id;
+  });
+}
+$("through").addEventListener("change", (event) => feed.choose(event.target.value));
 
 feed.addEventListener("journal", ({ detail }) => {
   const live = model.records.length > 0;
@@ -165,6 +174,8 @@ $("login").querySelector("form").addEventListener("submit", async (event) => {
 addEventListener("keydown", (event) => {
   const typing = event.target.closest("input:not([type=checkbox]):not([type=range]), textarea, select, dialog");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const member = event.target.closest(".member");
+  if (member && faults.key(member, event.key)) return event.preventDefault();
   const act = {
     e: () => setExplain(!$("explain").checked),
     c: () => setCanary(!$("canary").checked),

@@ -62,10 +62,19 @@ export class Faults {
       el("button", { type: "button", class: kind, "data-act": act, "aria-label": `${name}: ${member.name}`, click: () => this.act(act, { member: member.name }) }, name));
   }
 
+  /** A key was pressed on a member's card; whether it means something there. */
+  key(card, key) {
+    const acts = { k: ["kill"], p: ["pause", "resume"], s: ["stop", "start"], w: ["wipe"], l: ["lead"] }[key] ?? [];
+    const button = acts.map((act) => card.querySelector(`button[data-act=${act}]`)).find((button) => button);
+    button?.click();
+    return button !== undefined && button !== null;
+  }
+
   /** The links, each way. */
   draw() {
     const links = this.state?.links ?? [];
     $("links").hidden = links.length === 0;
+    $("fault-keys").hidden = links.length === 0;
     const pairs = links.filter((link) => link.from < link.to);
     const back = (pair) => links.find((link) => link.from === pair.to && link.to === pair.from);
     sync($("links-table"), pairs, (pair) => `${pair.from} ${pair.to}`, (pair) => {

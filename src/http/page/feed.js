@@ -59,6 +59,17 @@ export class Feed extends EventTarget {
     this.retry = setTimeout(() => this.open(), this.tried < this.bases.length ? 0 : AGAIN);
   }
 
+  /** Looks through the member at `url` from now on. */
+  choose(url) {
+    this.learn([url]);
+    const at = this.bases.indexOf(trimmed(url));
+    if (at < 0 || at === this.at) return;
+    // As if the one before it were gone.
+    this.at = (at + this.bases.length - 1) % this.bases.length;
+    this.tried = 0;
+    this.next();
+  }
+
   /** Members may be at these addresses: the one in use stays in use. */
   learn(urls) {
     const usable = urls.filter((url) => {
@@ -66,7 +77,7 @@ export class Feed extends EventTarget {
       return protocol === location.protocol && hostname !== "0.0.0.0" && hostname !== "[::]";
     });
     const current = this.base;
-    const bases = [...new Set([current, ...this.bases, ...usable.map((url) => url.replace(/\/$/, ""))])];
+    const bases = [...new Set([current, ...this.bases, ...usable.map(trimmed)])];
     if (bases.length !== this.bases.length) {
       this.bases = bases;
       this.at = bases.indexOf(current);
@@ -77,6 +88,8 @@ export class Feed extends EventTarget {
     this.dispatchEvent(new CustomEvent(kind, { detail }));
   }
 }
+
+const trimmed = (url) => url.replace(/\/$/, "");
 
 /** Calls of the JSON gateway, at the member in use. */
 export class Calls {

@@ -6,7 +6,7 @@ const ROW = 30;
 const LABEL = 74;
 const AXIS = 22;
 /** What is marked on a lane, and how. */
-const MARKS = { campaign: "?", "leader-elected": "", "leader-lost": "!", started: "▸", stopping: "■", "link-down": "↯", "slow-sync": "⌛", "snapshot-received": "⬇" };
+const MARKS = { campaign: "?", "leader-elected": "", "leader-lost": "!", started: "▸", stopping: "■", "link-down": "↯", "slow-sync": "~", "snapshot-received": "↓" };
 
 export class Lanes {
   constructor(model, canary) {

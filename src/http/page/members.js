@@ -29,7 +29,7 @@ export class Members {
 
   card(member) {
     const bar = (name) => [el("span", {}, name), el("span", { class: "bar" }, el("span")), el("span", { class: "n" })];
-    const card = el("article", { class: "member", "aria-label": member.name || member.id });
+    const card = el("article", { class: "member", tabindex: 0, "aria-label": member.name || member.id });
     card.append(
       el("header", {}, el("h3", {}, member.name || member.id), el("span", { class: "role" }), el("span", { class: "chip" })),
       el("div", { class: "bars" }, ...bar("Log"), ...bar("Committed"), ...bar("Applied")),
