@@ -250,6 +250,65 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_access_control_keys_are_for_those_who_log_in() {
+    let _machine = machine().await;
+    let Some(browser) = Browser::open(1100, 1200).await else {
+        return;
+    };
+    let playground = Playground::start();
+    playground.pontoon(&["put", "secret", "value"]);
+    for verb in [
+        &["user", "add", "root:word"][..],
+        &["user", "grant-role", "root", "root"],
+        &["auth", "enable"],
+    ] {
+        playground.pontoon(verb);
+    }
+    // Without the token: to be looked at alone.
+    browser.go(&playground.url(2)).await;
+    browser
+        .wait(
+            "the page",
+            "return document.title.includes(' leads ') && !document.getElementById('login-open').hidden",
+        )
+        .await;
+    browser.click("#search button").await;
+    browser
+        .wait(
+            "a refusal",
+            "return document.getElementById('keys-says').textContent.includes('user name is empty')",
+        )
+        .await;
+    let shown = browser.run("return document.body.textContent").await;
+    assert!(!shown.as_str().expect("text").contains("secret"));
+    assert_eq!(
+        browser
+            .run("return document.querySelectorAll('.acts button').length")
+            .await,
+        0
+    );
+    browser.click("#login-open").await;
+    browser.fill("#user", "root").await;
+    for (password, said) in [
+        (
+            "wrong",
+            "return document.getElementById('login-says').textContent.includes('authentication failed')",
+        ),
+        ("word", "return !document.getElementById('login').open"),
+    ] {
+        browser.fill("#password", password).await;
+        browser.click("#login button[value=ok]").await;
+        browser.wait(said, said).await;
+    }
+    browser
+        .wait(
+            "the key",
+            "return document.getElementById('keys').textContent.includes('secret')",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_are_for_whoever_has_the_token_and_comes_from_a_members_page() {
     let _machine = machine().await;
     let playground = Playground::start();

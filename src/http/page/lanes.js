@@ -6,7 +6,7 @@ const ROW = 30;
 const LABEL = 74;
 const AXIS = 22;
 /** What is marked on a lane, and how. */
-const MARKS = { campaign: "?", "leader-elected": "", "leader-lost": "!", started: "▸", stopping: "■", "link-down": "↯", "slow-sync": "~", "snapshot-received": "↓" };
+const MARKS = { campaign: "?", "leader-lost": "!", started: "▸", stopping: "■", "link-down": "↯", "slow-sync": "~", "snapshot-received": "↓" };
 
 export class Lanes {
   constructor(model, canary) {
@@ -94,11 +94,16 @@ export class Lanes {
     }
     paper.textAlign = "center";
     paper.font = '600 13px system-ui, "DejaVu Sans", sans-serif';
-    for (const record of this.model.records) {
-      const mark = MARKS[record.kind];
-      if (!mark || record.member !== member.id || record.at < begin || record.at > end) continue;
-      paper.fillStyle = colours.text;
-      paper.fillText(mark, x(record.at), y + 7);
+    paper.fillStyle = colours.text;
+    const drawn = [];
+    const own = this.model.records.filter((record) => MARKS[record.kind] && record.member === member.id && record.at >= begin && record.at <= end);
+    // Where marks would cover each other the first kinds of the table stay.
+    const rank = (record) => Object.keys(MARKS).indexOf(record.kind);
+    for (const record of own.sort((a, b) => rank(a) - rank(b))) {
+      const at = x(record.at);
+      if (drawn.some((other) => Math.abs(other - at) < 11)) continue;
+      drawn.push(at);
+      paper.fillText(MARKS[record.kind], at, y + 7);
     }
     paper.textAlign = "left";
   }

@@ -85,11 +85,11 @@ export class Model {
   /** What a member was, from `from` on: pieces {from, to, role, term, alive}. Samples tell it; before them the journal. */
   lane(id, from) {
     const pieces = [];
-    const add = (at, role, term, alive) => {
+    const add = (at, role, term, alive, to = at) => {
       const last = pieces.at(-1);
-      if (last) last.to = at;
-      if (last && last.role === role && last.term === term && last.alive === alive) return;
-      pieces.push({ from: at, to: at, role, term, alive });
+      const goesOn = last && last.role === role && last.term === term && last.alive === alive;
+      if (last) last.to = goesOn ? to : at;
+      if (!goesOn) pieces.push({ from: at, to, role, term, alive });
     };
     const first = this.samples[0]?.now ?? Infinity;
     let [role, term] = ["follower", 0];
@@ -104,7 +104,10 @@ export class Model {
     for (const sample of this.samples) {
       const member = sample.members.find((one) => one.id === id);
       // How old the figures are tells when the member was last well.
-      if (member?.figures) add(sample.now, member.figures.role, member.figures.term, member.alive);
+      if (!member?.figures) continue;
+      const { role, term } = member.figures;
+      if (member.alive) add(sample.now, role, term, true);
+      else add(Math.max(pieces.at(-1)?.from ?? 0, sample.now - member.age_ms), role, term, false, sample.now);
     }
     return pieces.filter((piece) => piece.to >= from);
   }
