@@ -79,8 +79,9 @@ function place(at, count) {
 function link(a, b) {
   const says = (from, to) => (from.alive ? from.figures.links[to.id]?.up : undefined);
   const words = [says(a, b), says(b, a)].filter((word) => word === true || word === false);
-  if (!a.alive || !b.alive || words.includes(false)) return "down";
-  return words.length > 0 ? "up" : "";
+  if (words.includes(false)) return "down";
+  if (words.length > 0) return "up";
+  return a.alive && b.alive ? "" : "down";
 }
 
 function ring(sample, leader) {
