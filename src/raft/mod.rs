@@ -97,10 +97,10 @@ impl Timing {
     }
 
     /// openraft's settings. A follower waits `lease + random(min..max)` with `lease = max`, so with
-    /// `min = 0.4 E` and `max = 0.6 E` a dead leader is replaced within E to 1.2 E.
+    /// `min = 0.35 E` and `max = 0.55 E` it waits 0.9 E to 1.1 E for a leader that died, and who waits shortest is elected.
     pub fn config(&self) -> Result<openraft::Config, openraft::ConfigError> {
         let election = self.election.as_millis() as u64;
-        let (min, max) = (election * 2 / 5, election * 3 / 5);
+        let (min, max) = (election * 7 / 20, election * 11 / 20);
         openraft::Config {
             cluster_name: "pontoon".to_string(),
             heartbeat_interval: self.heartbeat.as_millis() as u64,
