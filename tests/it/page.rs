@@ -245,7 +245,10 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
         .await;
     for said in browser.complaints().await {
         // That the dead do not answer, and that without a leader writes are refused, is all that may go wrong.
-        assert!(said.contains("Failed to load resource") || said.contains("net::ERR_"), "{said}");
+        assert!(
+            said.contains("Failed to load resource") || said.contains("net::ERR_"),
+            "{said}"
+        );
     }
 }
 
