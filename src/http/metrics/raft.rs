@@ -6,11 +6,13 @@ use crate::server::Server;
 /// Adds it to the page.
 pub fn write(page: &mut Page, server: &Server) {
     let (status, metrics) = (server.replica().status(), server.metrics());
-    let leads = status.leader == Some(server.member_id());
+    // Raft names a leader that is long gone, and itself while nobody follows: etcd's steps down.
+    let leader = status.leader.filter(|_| server.leadership().is_known());
+    let leads = leader == Some(server.member_id());
     page.gauge(
         "etcd_server_has_leader",
         "Whether this member knows a leader.",
-        u8::from(status.leader.is_some()),
+        u8::from(leader.is_some()),
     );
     page.gauge(
         "etcd_server_is_leader",
