@@ -14,9 +14,10 @@ struct Terminal {
 }
 
 impl Terminal {
+    /// So high that no event leaves the screen while the test looks for it.
     fn start(command: &str, seen: std::path::PathBuf) -> Option<Terminal> {
         let child = Command::new("script")
-            .args(["-qfc", command])
+            .args(["-qfc", &format!("stty rows 200 cols 160; exec {command}")])
             .arg(&seen)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
