@@ -29,7 +29,7 @@ use super::entry::{
 use super::{Snapshot, SnapshotMeta};
 use crate::pb::pontoon::peer::{SnapshotChunk, SnapshotHead};
 use crate::state::SnapshotSource;
-use crate::storage::fs::{File, Fs};
+use crate::storage::fs::{File, Fs, free_bytes};
 
 const MAGIC: &[u8; 8] = b"PONTOON\x02";
 const FORMAT: u32 = 1;
@@ -44,6 +44,8 @@ const WRITE_BYTES: usize = 1 << 20;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
+/// Room that a snapshot leaves to the log: the segment that is written, and the next.
+const BESIDE: u64 = 32 << 20;
 const TEMPORARY: &str = ".new";
 
 /// A complete snapshot file on this member's disk.
@@ -203,6 +205,12 @@ impl SnapshotStore {
         let records = source.records().map(|record| record.map_err(io::Error::other));
         write(&*self.fs, &path, &meta, records)?;
         self.adopt(&path, &meta)
+    }
+
+    /// Whether the disk has room for a snapshot of so many bytes, and for the log to go on meanwhile. One that does not
+    /// tell has.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        free_bytes(&self.dir).map_or(true, |free| free >= bytes.saturating_add(BESIDE))
     }
 
     /// Writes a snapshot of what is not this member's state yet. It is durable when this returns, but not current.
@@ -554,7 +562,7 @@ impl Frames {
 mod tests {
     use super::*;
     use crate::raft::entry::new_log_id;
-    use crate::storage::fs::SimFs;
+    use crate::storage::fs::{RealFs, SimFs};
 
     fn written(frames: &[&[u8]]) -> (SimFs, PathBuf) {
         let (fs, path) = (SimFs::default(), PathBuf::from("/s/file"));
@@ -569,6 +577,16 @@ mod tests {
             .for_each(|frame| writer.frame(frame).expect("written"));
         writer.finish().expect("written");
         (fs, path)
+    }
+
+    #[test]
+    fn there_is_room_or_there_is_not_and_a_disk_that_does_not_tell_has_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = SnapshotStore::open(Arc::new(RealFs), dir.path()).expect("a store");
+        assert!(store.has_room(0));
+        assert!(!store.has_room(u64::MAX));
+        let nowhere = SnapshotStore::open(Arc::new(SimFs::default()), Path::new("/s")).expect("a store");
+        assert!(nowhere.has_room(u64::MAX));
     }
 
     #[test]

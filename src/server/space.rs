@@ -12,7 +12,8 @@
 //! `--disk-reserve-bytes` is free beside what is still to be written. The reserve is what deleting, compacting and
 //! defragmenting need to make room again.
 //!
-//! Sizes are looked at now and then, as that costs system calls; what is admitted in between is charged by its cost.
+//! Sizes are looked at now and then, as that costs system calls; what is admitted in between is charged by its cost: once
+//! against the quota, and against the disk as often as it is written there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ use crate::storage::fs::free_bytes;
 
 /// How often sizes are looked at: a disk of 1 GB/s fills the default reserve in as long.
 const LOOK: Duration = Duration::from_millis(250);
+/// What is admitted is written to the log, and to the applied state.
+const COPIES: u64 = 2;
 
 /// How much room there is to be.
 #[derive(Debug, Clone)]
@@ -58,6 +61,9 @@ struct Inner {
     size: AtomicU64,
     /// Cost of what was admitted since.
     charged: AtomicU64,
+    /// What was free on the disk then, beyond the reserve and what was still to be written; all there is if the disk is
+    /// not watched.
+    disk_room: AtomicU64,
     /// Whether the disk is nearly full.
     is_disk_low: AtomicBool,
     /// One alarm is raised at a time.
@@ -74,6 +80,7 @@ impl Space {
                 room,
                 size: AtomicU64::new(0),
                 charged: AtomicU64::new(0),
+                disk_room: AtomicU64::new(u64::MAX),
                 is_disk_low: AtomicBool::new(false),
                 raising: Mutex::new(()),
             }),
@@ -99,19 +106,28 @@ impl Space {
         if self.fits(cost) {
             return Ok(());
         }
+        if !self.disk_has(cost) {
+            self.find_disk_low(true);
+        }
         self.raise().await;
         Err(Error::NoSpace)
     }
 
     fn fits(&self, cost: u64) -> bool {
         let inner = &*self.inner;
-        let size = inner.size.load(Ordering::Relaxed) + inner.charged.load(Ordering::Relaxed);
-        let fits = !inner.is_disk_low.load(Ordering::Relaxed)
-            && inner.room.quota.is_none_or(|quota| size + cost < quota);
+        let charged = inner.charged.load(Ordering::Relaxed) + cost;
+        let size = inner.size.load(Ordering::Relaxed) + charged;
+        let fits = self.disk_has(charged) && inner.room.quota.is_none_or(|quota| size < quota);
         if fits {
             inner.charged.fetch_add(cost, Ordering::Relaxed);
         }
         fits
+    }
+
+    /// Whether so much could be written since the disk was looked at.
+    fn disk_has(&self, charged: u64) -> bool {
+        let room = self.inner.disk_room.load(Ordering::Relaxed);
+        !self.inner.is_disk_low.load(Ordering::Relaxed) && charged.saturating_mul(COPIES) <= room
     }
 
     /// Looks at the sizes from time to time, and raises the alarm by itself: what fills this member's disk may have
@@ -135,20 +151,26 @@ impl Space {
         // Before the charge goes: a request may count twice for a moment, but not never.
         inner.size.store(reader.size(), Ordering::Relaxed);
         inner.charged.store(0, Ordering::Relaxed);
-        let free = match inner.room.reserve {
-            0 => return,
-            _ => free_bytes(&inner.room.data_dir),
+        if inner.room.reserve == 0 {
+            return;
+        }
+        // A file system that does not tell is not watched.
+        let Ok(free) = free_bytes(&inner.room.data_dir) else {
+            return;
         };
-        let is_low = match &free {
-            Ok(free) => *free < inner.room.reserve + unsaved,
-            // A file system that does not tell is not watched.
-            Err(_) => false,
-        };
-        let was_low = inner.is_disk_low.swap(is_low, Ordering::Relaxed);
-        if is_low && !was_low {
+        let wanted = inner.room.reserve + unsaved;
+        inner
+            .disk_room
+            .store(free.saturating_sub(wanted), Ordering::Relaxed);
+        self.find_disk_low(free < wanted);
+    }
+
+    fn find_disk_low(&self, is_low: bool) {
+        let inner = &*self.inner;
+        if !inner.is_disk_low.swap(is_low, Ordering::Relaxed) && is_low {
             tracing::warn!(
                 data_dir = %inner.room.data_dir.display(),
-                free_bytes = free.unwrap_or(0),
+                free_bytes = free_bytes(&inner.room.data_dir).unwrap_or(0),
                 reserve_bytes = inner.room.reserve,
                 "the disk is nearly full: nothing more is written until there is room and the alarm is disarmed"
             );
