@@ -56,6 +56,10 @@ impl Recent {
         self.row.front().filter(|(oldest, _)| *oldest <= until)?;
         let (revision, version) = self.row.pop_front()?;
         self.bytes -= version.map_or(0, |version| version.size());
+        if self.row.len() < self.row.capacity() / 4 {
+            // What a burst took goes back, and half stays.
+            self.row.shrink_to(self.row.capacity() / 2);
+        }
         Some(revision)
     }
 
