@@ -446,16 +446,7 @@ async fn what_races_with_compactions_is_answered_as_the_specification_allows() {
             "member {member}, seed {seed}"
         );
     }
-    let binaries = Etcd::find_all();
-    if binaries.is_empty() {
-        println!("no etcd on this machine: nothing to compare with");
-    }
-    let mut seen = BTreeSet::new();
-    for binary in binaries {
-        let etcd = Etcd::start(&binary).await;
-        if !seen.insert(etcd.version.clone()) {
-            continue;
-        }
+    for etcd in Etcd::one_of_each_version().await {
         let name = format!("etcd {}", etcd.version);
         let theirs = Side::new(&name, vec![etcd.endpoint.clone()], &history, true);
         theirs.race(seed).await;

@@ -1,7 +1,7 @@
 //! What a member counts of its store and of leases: as much as etcd does for the same calls, and what is applied on every
 //! member of the cluster.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::differential::excluded;
 use crate::support::cluster::{Cluster, PATIENCE};
@@ -150,16 +150,7 @@ async fn members_count_what_etcd_counts_of_the_same_calls() {
             assert_eq!(now[name], applied(name), "{name} at {endpoint}, seed {seed}");
         }
     }
-    let binaries = Etcd::find_all();
-    if binaries.is_empty() {
-        println!("skipped: no etcd on this machine");
-    }
-    let mut seen = BTreeSet::new();
-    for binary in binaries {
-        let etcd = Etcd::start(&binary).await;
-        if !seen.insert(etcd.version.clone()) {
-            continue;
-        }
+    for etcd in Etcd::one_of_each_version().await {
         let theirs = run(&etcd.endpoint, seed).await;
         assert_eq!(
             parts, theirs,

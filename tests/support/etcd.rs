@@ -52,6 +52,21 @@ impl Etcd {
             .collect()
     }
 
+    /// Starts one of each version that it has; says so if there is none.
+    pub async fn one_of_each_version() -> Vec<Etcd> {
+        let mut started: Vec<Etcd> = Vec::new();
+        for binary in Etcd::find_all() {
+            let etcd = Etcd::start(&binary).await;
+            if started.iter().all(|other| other.version != etcd.version) {
+                started.push(etcd);
+            }
+        }
+        if started.is_empty() {
+            println!("skipped: no etcd on this machine");
+        }
+        started
+    }
+
     /// Starts one with an empty store, in memory where the machine allows: its disk is not what is tested.
     pub async fn start(binary: &PathBuf) -> Etcd {
         Etcd::start_in(binary, memory_dir()).await
