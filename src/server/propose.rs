@@ -146,15 +146,20 @@ impl Proposer {
         }
     }
 
+    /// A command, unless it is too large, or an alarm refuses it: in etcd's order.
     fn encode(&self, op: Op, header: Header) -> Result<Bytes, Error> {
         let command = Command {
             header: Some(header),
             op: Some(op),
         };
-        match command.encoded_len() > self.limits.request_bytes {
-            true => Err(Error::RequestTooLarge),
-            false => Ok(command.encode_to_vec().into()),
+        if command.encoded_len() > self.limits.request_bytes {
+            return Err(Error::RequestTooLarge);
         }
+        // Refused at apply too; but a disk that is full has no room for commands that will be refused.
+        if let Some(op) = &command.op {
+            self.replica.reader().admit(op)?;
+        }
+        Ok(command.encode_to_vec().into())
     }
 
     async fn propose_once(&self, command: Bytes) -> Result<Reply, ProposeError> {

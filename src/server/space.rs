@@ -94,9 +94,9 @@ impl Space {
         self.inner.room.quota.unwrap_or(0)
     }
 
-    /// Whether a command may be proposed. One for which there is no room raises the alarm.
+    /// Whether there is room for a command. One for which there is none raises the alarm. (Alarms that are raised already
+    /// are looked at when it is proposed, as in etcd.)
     pub async fn admit(&self, op: &Op) -> Result<(), Error> {
-        self.inner.replica.reader().admit(op)?;
         let cost = state::cost(op);
         if cost == 0 || self.fits(cost) {
             return Ok(());
