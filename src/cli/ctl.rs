@@ -13,8 +13,8 @@ use super::failed::{Failed, exit};
 use super::format::{self, Answer, Form, Style};
 use super::password;
 use super::{
-    auth, bench, browse, check, doctor, endpoint, events, explain, import, kv, lease, lock, maintenance,
-    member, mirror, output, snapshot, top, watch,
+    auth, bench, browse, chaos, check, doctor, endpoint, events, explain, import, kv, lease, lock,
+    maintenance, member, mirror, output, snapshot, top, watch,
 };
 use crate::api::ETCD_VERSION;
 use crate::client::{Client, Options};
@@ -52,7 +52,12 @@ pub fn commands(command: Command) -> Command {
         mirror::commands(),
         vec![import::command()],
         check::commands(),
-        vec![events::command(), top::command(), bench::command()],
+        vec![
+            events::command(),
+            top::command(),
+            bench::command(),
+            chaos::command(),
+        ],
         vec![doctor::command(), explain::command()],
         vec![Command::new("version").about("Print the versions")],
     ];
@@ -362,6 +367,7 @@ async fn dispatch(context: &Context, verb: &str, matches: &ArgMatches) -> Result
         "events" => events::run(context, matches).await,
         "top" => top::run(context, matches).await,
         "bench" => bench::run(context, matches).await,
+        "chaos" => chaos::run(context, matches).await,
         "doctor" => doctor::run(context, matches).await,
         _ => version(),
     }

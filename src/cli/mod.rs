@@ -6,6 +6,7 @@ mod args;
 mod auth;
 mod bench;
 mod browse;
+mod chaos;
 mod check;
 mod cluster;
 mod ctl;

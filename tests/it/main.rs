@@ -9,6 +9,7 @@ mod auth;
 mod backup;
 mod bad_input;
 mod bench;
+mod chaos;
 mod checkers;
 mod cli;
 mod clients;

@@ -1,7 +1,8 @@
 //! Where the page asks `pontoon cluster` for faults.
 //!
 //! ```text
-//! GET  /state   {"members":[{"name":"node1","state":"running","pid":4711},…],"links":[{"from":"node1","to":"node2","mode":"up"},…]}
+//! GET  /state   {"members":[{"name":"node1","state":"running","pid":4711,"url":"http://127.0.0.1:2379"},…],
+//!                "links":[{"from":"node1","to":"node2","mode":"up"},…]}
 //! POST /do      {"act":"kill","member":"node1"}        kill, stop, pause, resume, start, wipe, lead
 //! POST /do      {"act":"link","from":"node1","to":"node2","mode":"slow","ms":150}
 //! ```
@@ -169,7 +170,7 @@ fn state(cluster: &Cluster) -> serde_json::Value {
     let name = |at: usize| cluster.members.get(at).map(|member| member.name.as_str());
     let members = cluster.members.iter().map(|member| {
         let (state, pid) = member.state();
-        json!({"name": member.name, "state": state, "pid": pid})
+        json!({"name": member.name, "state": state, "pid": pid, "url": member.client_url()})
     });
     let links = cluster.links.all().map(|((from, to), way)| {
         json!({"from": name(from), "to": name(to), "mode": way.mode, "ms": way.delay.as_millis() as u64})

@@ -26,6 +26,8 @@ use crate::client::Client;
 use crate::config::playground::Playground;
 use crate::pb::etcdserverpb::{MoveLeaderRequest, RangeRequest};
 
+/// Where the members keep everything, if nothing else is said.
+pub const DATA_DIR: &str = "pontoon-cluster";
 /// How long the cluster may take to be ready.
 const READY: Duration = Duration::from_secs(30);
 /// How long a move of the leader may take.
@@ -52,7 +54,7 @@ pub fn command() -> Command {
     Command::new("cluster")
         .about("Run a whole cluster on this machine, to try it and to break it")
         .arg(nodes.value_parser(clap::value_parser!(u16).range(1..=7)))
-        .arg(dir.default_value("pontoon-cluster"))
+        .arg(dir.default_value(DATA_DIR))
         .arg(port.value_parser(clap::value_parser!(u16).range(1..)))
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::body::Body;
 use tower::ServiceExt;
 
@@ -68,6 +68,27 @@ impl Control {
     /// Has something done; what was.
     pub async fn act(&self, what: &Value) -> anyhow::Result<String> {
         self.ask("POST", "/do", what.to_string().into()).await
+    }
+
+    /// What a member's process does: running, paused or stopped.
+    pub async fn does(&self, name: &str) -> anyhow::Result<String> {
+        let state = self.state().await?;
+        let members = state["members"].as_array().into_iter().flatten();
+        let mut states = members.filter(|member| member["name"] == name);
+        let does = states.next().and_then(|member| member["state"].as_str());
+        does.map(str::to_string)
+            .with_context(|| format!("there is no member {name:?}"))
+    }
+
+    /// Changes all ways between a member and the others, both ways: `up` or `cut`.
+    pub async fn link(&self, name: &str, mode: &str) -> anyhow::Result<()> {
+        let state = self.state().await?;
+        let links = state["links"].as_array().into_iter().flatten();
+        for link in links.filter(|link| link["from"] == name || link["to"] == name) {
+            let asked = json!({"act": "link", "from": link["from"], "to": link["to"], "mode": mode});
+            self.act(&asked).await?;
+        }
+        Ok(())
     }
 
     async fn ask(&self, method: &str, path: &str, body: Bytes) -> anyhow::Result<String> {

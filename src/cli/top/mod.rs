@@ -176,40 +176,30 @@ impl Top<'_> {
 
 /// Does to a member what a key says; some keys have two meanings, by what the member does.
 async fn do_to(control: &Control, act: char, name: &str) -> anyhow::Result<String> {
-    let state = control.state().await?;
-    let members = state["members"].as_array().cloned().unwrap_or_default();
-    let member = members.iter().find(|member| member["name"] == name);
-    let does = member
-        .and_then(|member| member["state"].as_str())
-        .unwrap_or_default();
-    let act = match (act, does) {
-        ('k', _) => "kill",
-        ('p', "paused") => "resume",
-        ('p', _) => "pause",
-        ('s', "stopped") => "start",
-        ('s', _) => "stop",
-        ('w', _) => "wipe",
-        ('l', _) => "lead",
-        _ => return cut(control, &state, name).await,
+    let act = match act {
+        'k' => "kill",
+        'w' => "wipe",
+        'l' => "lead",
+        'p' if control.does(name).await? == "paused" => "resume",
+        'p' => "pause",
+        's' if control.does(name).await? == "stopped" => "start",
+        's' => "stop",
+        _ => return cut(control, name).await,
     };
     control.act(&json!({"act": act, "member": name})).await
 }
 
 /// Cuts a member off from all others, both ways; or mends what is cut.
-async fn cut(control: &Control, state: &Value, name: &str) -> anyhow::Result<String> {
-    let links = state["links"].as_array().cloned().unwrap_or_default();
-    let own: Vec<&Value> = links
-        .iter()
-        .filter(|link| link["from"] == name || link["to"] == name)
-        .collect();
-    let is_cut = own.iter().any(|link| link["mode"] != "up");
-    let mode = if is_cut { "up" } else { "cut" };
-    for link in own {
-        let asked = json!({"act": "link", "from": link["from"], "to": link["to"], "mode": mode});
-        control.act(&asked).await?;
+async fn cut(control: &Control, name: &str) -> anyhow::Result<String> {
+    let state = control.state().await?;
+    let mut links = state["links"].as_array().into_iter().flatten();
+    let is_own = |link: &Value| link["from"] == name || link["to"] == name;
+    match links.any(|link| is_own(link) && link["mode"] != "up") {
+        true => control.link(name, "up").await?,
+        false => {
+            control.link(name, "cut").await?;
+            return Ok(format!("{name} is cut off"));
+        }
     }
-    Ok(match is_cut {
-        true => format!("{name} reaches the others again"),
-        false => format!("{name} is cut off"),
-    })
+    Ok(format!("{name} reaches the others again"))
 }
