@@ -158,6 +158,7 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                     "lock" => "nobody else makes a backup now\n",
                     "break" => "OK\nhello\nstill here\n",
                     "bench" => "+-",
+                    "chaos" => "round  fault",
                     "backup" => "Snapshot saved at backup.db\n",
                     other => panic!("a block of unknown kind {other}"),
                 };

@@ -119,7 +119,7 @@ mod tests {
         assert!(ledger.missing(&[1, 2, 4].into()).is_empty());
         assert!(ledger.missing(&[1, 2, 3, 4, 5].into()).is_empty());
         assert_eq!(ledger.missing(&[1, 3, 5].into()), [2, 4], "lost writes are seen");
-        assert_eq!(Ledger::default().missing(&BTreeSet::new()), []);
+        assert!(Ledger::default().missing(&BTreeSet::new()).is_empty());
     }
 
     #[test]
