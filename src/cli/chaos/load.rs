@@ -3,8 +3,8 @@
 //! Each writer has a member that it begins each round with, and goes on to the next one when that can't serve, as any
 //! client does. So there are always clients at the member that is broken, and at the others.
 //!
-//! A write that waits for somebody who stands still does not hold up the next one of its writer: that begins soon, as
-//! other clients would come by. Whichever of them is late is overtaken, and does nothing.
+//! A call that waits for somebody who stands still does not hold up the next one of its client: that begins soon, as other
+//! clients would come by. A write that comes later than the next one is overtaken, and does nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,14 +21,14 @@ use crate::client::{Client, ClientError, Options};
 
 /// Writers, each with a counter.
 pub const WRITERS: usize = 8;
-/// Readers, each of all counters in turn.
+/// Readers, each of any counter.
 const READERS: usize = 4;
 /// Between the beginnings of two writes of one writer, and of two reads. Together writers begin one a millisecond or so:
 /// that is how exactly the first write can be timed, and it leaves the machine to the members.
 const PACE: Duration = Duration::from_millis(10);
 /// How long a write or a read may take: past a failover, and no longer at a member that stands still.
 const CALL: Duration = Duration::from_secs(3);
-/// After so long a writer begins its next write though there is no answer: so at most thirty of each are under way.
+/// After so long a client makes its next call though there is no answer: so at most thirty of each are under way.
 const LATE: Duration = Duration::from_millis(100);
 /// Stale reads that are told one by one.
 const EXAMPLES: usize = 10;
@@ -75,6 +75,12 @@ struct Gap {
 }
 
 impl Gap {
+    fn begin(&mut self) -> Instant {
+        let now = Instant::now();
+        (self.from, self.first) = (Some(now), None);
+        now
+    }
+
     fn acknowledge(&mut self, begun: Instant, now: Instant) {
         if self.from.is_some_and(|from| begun >= from) {
             self.first.get_or_insert(now);
@@ -116,10 +122,11 @@ impl Load {
         });
         let mut tasks = JoinSet::new();
         for writer in 0..WRITERS {
-            tasks.spawn(shared.clone().write(writer, phase.subscribe()));
+            let write = move |shared: Arc<Shared>, client| shared.write(writer, client);
+            tasks.spawn(shared.clone().work(writer, phase.subscribe(), write));
         }
         for reader in 0..READERS {
-            tasks.spawn(shared.clone().read(reader, phase.subscribe()));
+            tasks.spawn(shared.clone().work(reader, phase.subscribe(), Shared::read));
         }
         Ok(Load { shared, tasks, phase })
     }
@@ -133,13 +140,10 @@ impl Load {
         self.phase.send_modify(|phase| phase.round += 1);
     }
 
-    /// From now on the first write is waited for. Whoever acknowledges one needs the lock, so none that begins later is
-    /// missed.
+    /// From now on the first write is waited for, whatever came before. Whoever acknowledges one needs the lock, so none
+    /// that begins later is missed.
     pub fn await_first(&self) -> Instant {
-        let mut gap = lock(&self.shared.gap);
-        let now = Instant::now();
-        gap.from = Some(now);
-        now
+        lock(&self.shared.gap).begin()
     }
 
     /// When the first write that began since then was acknowledged.
@@ -200,24 +204,32 @@ impl Shared {
         }
     }
 
-    async fn write(self: Arc<Self>, writer: usize, phase: watch::Receiver<Phase>) {
+    /// Makes one call after another, through the member in the place `home` first, until the end.
+    async fn work<F>(
+        self: Arc<Self>,
+        home: usize,
+        phase: watch::Receiver<Phase>,
+        call: impl Fn(Arc<Self>, Arc<Client>) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let mut turns = Turns::of(phase);
-        let mut client = self.client(writer);
+        let mut client = self.client(home);
         let mut under_way = JoinSet::new();
         while let Some(goes_home) = turns.next().await {
             if goes_home {
-                client = self.client(writer);
+                client = self.client(home);
             }
             let Some(client) = client.clone() else { return };
             while under_way.try_join_next().is_some() {}
-            under_way.spawn(self.clone().write_once(writer, client));
+            under_way.spawn(call(self.clone(), client));
             // Late or not, the next one begins.
             let _ = tokio::time::timeout(LATE, under_way.join_next()).await;
         }
         while under_way.join_next().await.is_some() {}
     }
 
-    async fn write_once(self: Arc<Self>, writer: usize, client: Arc<Client>) {
+    async fn write(self: Arc<Self>, writer: usize, client: Arc<Client>) {
         let number = self.ledger(writer).begin();
         let begun = Instant::now();
         match client.txn(self.keys.write(writer, number)).await {
@@ -234,24 +246,15 @@ impl Shared {
         }
     }
 
-    async fn read(self: Arc<Self>, reader: usize, phase: watch::Receiver<Phase>) {
-        let mut turns = Turns::of(phase);
-        let mut client = self.client(reader);
-        let mut counter = reader;
-        while let Some(goes_home) = turns.next().await {
-            if goes_home {
-                client = self.client(reader);
+    async fn read(self: Arc<Self>, client: Arc<Client>) {
+        let counter = rand::random_range(0..WRITERS);
+        let known = self.floors.now(counter);
+        match client.range(self.keys.counter(counter)).await {
+            Ok(answer) => {
+                let value = answer.kvs.first().map(|kv| kv.value.clone());
+                self.judge(counter, known, &value.unwrap_or_default());
             }
-            let Some(client) = &client else { return };
-            counter = (counter + 1) % WRITERS;
-            let known = self.floors.now(counter);
-            match client.range(self.keys.counter(counter)).await {
-                Ok(answer) => {
-                    let value = answer.kvs.first().map(|kv| kv.value.clone());
-                    self.judge(counter, known, &value.unwrap_or_default());
-                }
-                Err(error) => self.failed(client, &error),
-            }
+            Err(error) => self.failed(&client, &error),
         }
     }
 
@@ -311,6 +314,8 @@ mod tests {
         gap.acknowledge(at(10), at(1001));
         gap.acknowledge(at(11), at(1002));
         assert_eq!(gap.first, Some(at(1001)));
+        gap.begin();
+        assert_eq!(gap.first, None, "the fault had not happened yet");
         assert_eq!(gap.longest, Duration::from_millis(998));
     }
 }

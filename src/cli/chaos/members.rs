@@ -9,6 +9,8 @@ use crate::pb::etcdserverpb::{MemberListRequest, StatusResponse};
 const STATUS: Duration = Duration::from_secs(1);
 /// Between two signs of life that are asked for.
 const PULSE: Duration = Duration::from_millis(2);
+/// How long one may take to come.
+const ANSWER: Duration = Duration::from_millis(100);
 
 /// One member.
 pub struct Member {
@@ -118,20 +120,37 @@ impl Members {
 
 impl Member {
     /// Does something to it, and asks it for signs of life meanwhile. When it gave the last one is when the question was
-    /// asked: at that time it still lived.
-    pub async fn last_seen_alive<T>(&self, during: impl Future<Output = T>) -> (T, Instant) {
-        let mut last = Instant::now();
+    /// asked: at that time it still lived. `behind` is told when that may have been the last one.
+    pub async fn last_seen_alive<T>(
+        &self,
+        during: impl Future<Output = T>,
+        behind: impl Fn(),
+    ) -> (T, Instant) {
+        let (mut last, mut lives) = (Instant::now(), true);
         let mut during = std::pin::pin!(during);
         loop {
             let asked = Instant::now();
+            if lives {
+                behind();
+            }
             let pulse = async {
-                let answer = self.client.status().await;
+                let answer = tokio::time::timeout(ANSWER, self.client.status()).await;
                 tokio::time::sleep(PULSE).await;
-                answer
+                matches!(answer, Ok(Ok(_)))
             };
             tokio::select! {
-                done = &mut during => return (done, last),
-                answer = pulse => if answer.is_ok() { last = asked },
+                done = &mut during => {
+                    if lives {
+                        behind();
+                    }
+                    return (done, last);
+                }
+                answered = pulse => {
+                    lives = answered;
+                    if lives {
+                        last = asked;
+                    }
+                }
             }
         }
     }

@@ -277,12 +277,15 @@ async fn finish(
     let back = interrupts.until(limit, what, whole).await;
     let load = load.end().await;
     // What was acknowledged last may not be applied everywhere.
-    let caught_up = interrupts.until(limit, what, whole).await;
+    let back = match back {
+        Ok(_) => interrupts.until(limit, what, whole).await,
+        late => late,
+    };
     let (lost, mut ended) = match check::lost(&load, members, &context.options).await {
         Ok(lost) => (Some(lost), None),
         Err(why) => (None, Some(Ended::Failed(why))),
     };
-    ended = back.and(caught_up).err().or(ended);
+    ended = back.err().or(ended);
     let count = |of: fn(&Ledger) -> u64| (0..WRITERS).map(|writer| of(&load.ledger(writer))).sum();
     let promises = Promises {
         acknowledged: count(Ledger::acknowledged),

@@ -161,11 +161,11 @@ impl Report {
             (true, false) => "FAILED: a promise was broken.",
             (false, false) => "FAILED: the acknowledged writes could not be looked for.",
         };
-        let next = self.rounds.len() + 1;
+        let played = self.rounds.len();
         match &self.ended {
             None => promises.to_string(),
-            Some(Ended::Interrupted) => format!("Interrupted in round {next}. {promises}"),
-            Some(Ended::Failed(why)) => format!("FAILED in round {next}: {why}. {promises}"),
+            Some(Ended::Interrupted) => format!("Interrupted, rounds played: {played}. {promises}"),
+            Some(Ended::Failed(why)) => format!("FAILED, rounds played: {played}: {why}. {promises}"),
         }
     }
 }
@@ -310,7 +310,11 @@ mod tests {
         report.promises.lost = lost();
         assert!(!report.is_interrupted());
         report.ended = Some(Ended::Failed("n1 is gone".to_string()));
-        assert!(report.verdict().starts_with("FAILED in round 3: n1 is gone."));
+        assert!(
+            report
+                .verdict()
+                .starts_with("FAILED, rounds played: 2: n1 is gone.")
+        );
     }
 
     #[test]

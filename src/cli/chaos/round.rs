@@ -1,15 +1,15 @@
 //! One round: a member is broken, the cluster goes on without it, it comes back.
 //!
 //! ```text
-//! asked        broken for certain   first write    mended         caught up
-//!   |    fault     |                    |            |                |
-//!   |------x-------|--------------------|------------|----------------|
-//!          '---- first write -----------'            '--- catch-up ---'
+//! asked      last sign of life    done    first write    mended         caught up
+//!   |               |              |          |            |                |
+//!   |. . . . . . . .|--------------|----------|------------|----------------|
+//!                   '----- first write -------'            '--- catch-up ---'
 //! ```
 //!
-//! Between asking for the fault and having it nobody here knows when it happened; a command may take its time for that.
-//! It counts from the last moment at which the victim is known to have lived. The first write is one that began when the
-//! fault was there for certain. So both are counted against the cluster: no figure is shorter than what a client saw.
+//! Between asking for the fault and having it nobody here knows when it happened, and a command may take its time for
+//! that. So the victim is asked for signs of life all the while. The fault counts from when the last one that it gave was
+//! asked for, and the first write is one that began after that: when the next one was asked for, which never came.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -96,12 +96,14 @@ impl Stage<'_> {
         let act = self.fault.act;
         // One that stops in order hands over before it is gone: that is a part of the fault.
         let told = (act == Act::Stop).then(|| self.load.await_first());
+        let behind = || {
+            if told.is_none() {
+                self.load.await_first();
+            }
+        };
         let strike = self.breaker.strike(act, &victim.name);
-        let (struck, last_seen) = victim.last_seen_alive(strike).await;
+        let (struck, last_seen) = victim.last_seen_alive(strike, behind).await;
         struck.map_err(|error| Ended::Failed(format!("{error:#}")))?;
-        if told.is_none() {
-            self.load.await_first();
-        }
         let first = self
             .interrupts
             .until(self.limit, "a write to be acknowledged", async || {
