@@ -37,11 +37,13 @@ files! {
     "/ui/failover.js", "failover.js", SCRIPT;
     "/ui/faults.js", "faults.js", SCRIPT;
     "/ui/feed.js", "feed.js", SCRIPT;
+    "/ui/incident.js", "incident.js", SCRIPT;
     "/ui/keys.js", "keys.js", SCRIPT;
     "/ui/lanes.js", "lanes.js", SCRIPT;
     "/ui/log.js", "log.js", SCRIPT;
     "/ui/members.js", "members.js", SCRIPT;
     "/ui/model.js", "model.js", SCRIPT;
+    "/ui/replay.js", "replay.js", SCRIPT;
 }
 
 /// Whether `path` is a part of the page.

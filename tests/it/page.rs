@@ -9,7 +9,7 @@ use crate::support::browser::Browser;
 use crate::support::cluster::{BINARY, Cluster, PATIENCE, machine};
 use crate::support::http::{ask, get};
 use crate::support::playground::Playground;
-use crate::support::process::{free_port, spawn_logged, tail};
+use crate::support::process::{free_port, spawn_logged, tail, wait_for};
 
 /// A script: the card of a member.
 fn card(name: &str) -> String {
@@ -250,6 +250,154 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
             "{said}"
         );
     }
+}
+
+/// Saves the incident of a leader that was killed, and ends its cluster; the old leader's name and the new one's.
+async fn save_an_incident(file: &Path) -> (String, String) {
+    let mut cluster = Cluster::start(3).await;
+    let old = cluster.leader().await;
+    let through = cluster.members[(old + 1) % 3].client_url.clone();
+    cluster.kill(old);
+    wait_for(PATIENCE, "the loss of its links to be told", || async {
+        let told = get(&through, "/ui/journal").await.text();
+        (told.matches("link-down").count() >= 2).then_some(())
+    })
+    .await;
+    let new = cluster.leader().await;
+    let names: Vec<String> = cluster.members.iter().map(|member| member.name.clone()).collect();
+    let saved = events(&["--save", &file.display().to_string(), "--endpoints", &through]);
+    let text = std::fs::read_to_string(file).expect("a file");
+    assert!(text.starts_with(r#"{"format":1,"saved_at":"#), "{text}");
+    drop(cluster);
+    // Nobody is needed to look at it.
+    assert_eq!(events(&["--from", &file.display().to_string()]), saved);
+    (names[old].clone(), names[new].clone())
+}
+
+/// What `pontoon events` prints.
+fn events(args: &[&str]) -> String {
+    let output = Command::new(BINARY).arg("events").args(args).output();
+    let output = output.expect("pontoon runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saved_incident_is_replayed_on_the_page_of_another_cluster() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("incident.jsonl");
+    let path = file.display().to_string();
+    let (old, new) = save_an_incident(&file).await;
+
+    let cluster = Cluster::start(1).await;
+    let Some(browser) = Browser::open(1300, 1240).await else {
+        return;
+    };
+    browser.go(&cluster.members[0].client_url).await;
+    let live = "return document.title.includes(' leads ') && document.getElementById('replay').hidden \
+                && document.querySelectorAll('.member').length === 1";
+    browser.wait("the cluster that lives", live).await;
+
+    // What is no incident is refused, and says why.
+    for (name, text, why) in [
+        ("odd.txt", "hello", "Cannot open odd.txt: line 1 is no JSON"),
+        (
+            "later.jsonl",
+            r#"{"format":9,"version":"7.0"}"#,
+            "it has format 9, of version 7.0",
+        ),
+        ("empty.jsonl", "", "there is no event in it"),
+        ("other.jsonl", r#"{"colour":"blue"}"#, "line 1 is no event"),
+    ] {
+        let odd = dir.path().join(name);
+        std::fs::write(&odd, text).expect("written");
+        browser.type_into("#open", &odd.display().to_string()).await;
+        let said = format!("return document.getElementById('replay-says').textContent.includes('{why}')");
+        browser.wait(why, &said).await;
+        browser
+            .wait(
+                "the cluster behind it",
+                "return document.title.includes(' leads ')",
+            )
+            .await;
+    }
+    let large = dir.path().join("large");
+    let sparse = std::fs::File::create(&large).and_then(|file| file.set_len(40 << 20));
+    sparse.expect("a large file");
+    browser.type_into("#open", &large.display().to_string()).await;
+    let said = "return document.getElementById('replay-says').textContent.includes('larger than 32 MB')";
+    browser.wait("a refusal of what is too large", said).await;
+    browser.click("#replay-end").await;
+    browser.wait("the cluster that lives", live).await;
+
+    // The end of the incident: the old leader is dead, another one leads, and how long that took is told.
+    browser.type_into("#open", &path).await;
+    let replaying = "return /^Replaying incident.jsonl, saved at .*[0-9] events of n1, n2, n3, from /\
+                     .test(document.getElementById('replay-says').textContent)";
+    browser.wait("the incident", replaying).await;
+    browser.wait("the dead", &is_shown_as(&old, "no answer")).await;
+    browser.wait("the new leader", &is_shown_as(&new, "leader")).await;
+    let text = async |id: &str| {
+        let text = browser
+            .run(&format!("return document.getElementById('{id}').textContent"))
+            .await;
+        text.as_str().unwrap_or_default().to_string()
+    };
+    assert_eq!(text("head-leader").await, new);
+    let failover = text("failover").await;
+    assert!(
+        failover.contains("from the last word to the new leader")
+            && failover.contains(&format!("{old} (term")),
+        "{failover}"
+    );
+    let told = text("events").await;
+    assert!(
+        told.contains("leads in term") && told.contains("A majority voted for it"),
+        "{told}"
+    );
+    let buttons = "return document.querySelectorAll('.acts button').length";
+    assert_eq!(browser.run(buttons).await, 0, "what is past can't be broken");
+    for (dark, kind) in [(false, "light"), (true, "dark")] {
+        browser.prefer_dark(dark).await;
+        picture(&browser, &format!("replay-{kind}")).await;
+    }
+    browser.resize(420, 1800).await;
+    let wide = "return document.documentElement.scrollWidth > innerWidth";
+    assert_eq!(
+        browser.run(wide).await,
+        false,
+        "nothing sticks out of a narrow window"
+    );
+    picture(&browser, "replay-narrow").await;
+    browser.resize(1300, 1240).await;
+
+    // Event by event back, by the keyboard: to the moment when the old one led, and had not been lost.
+    let press = |key: &str| {
+        format!(
+            "document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}})); return true"
+        )
+    };
+    let mut back = 0;
+    while text("head-leader").await != old {
+        browser.run(&press(",")).await;
+        back += 1;
+        assert!(back < 200, "the old leader never led");
+    }
+    browser
+        .wait("the old leader alive", &is_shown_as(&old, "leader"))
+        .await;
+    assert_eq!(text("failover").await, "None up to this moment.");
+    browser.click("#after").await;
+    // And by the slider.
+    let slide = "const scrub = document.getElementById('scrub'); scrub.value = 0; scrub.dispatchEvent(new Event('input')); return true";
+    browser.run(slide).await;
+    assert_eq!(text("head-leader").await, "none", "nobody leads at the beginning");
+
+    // The live cluster went on meanwhile.
+    browser.click("#replay-end").await;
+    browser.wait("the cluster that lives", live).await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -142,6 +142,12 @@ impl Browser {
         let element = self.element(selector).await;
         self.in_session(&format!("element/{element}/clear"), json!({}))
             .await;
+        self.type_into(selector, text).await;
+    }
+
+    /// Types into an element; into one that takes a file, its path.
+    pub async fn type_into(&self, selector: &str, text: &str) {
+        let element = self.element(selector).await;
         let body = json!({"text": text});
         let done = self.in_session(&format!("element/{element}/value"), body).await;
         assert!(done.is_null(), "{selector}: {done}");

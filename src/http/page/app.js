@@ -12,33 +12,42 @@ import { Events } from "./events.js";
 import { Log } from "./log.js";
 import { Keys } from "./keys.js";
 import { Faults } from "./faults.js";
+import { Incident } from "./incident.js";
 
 const announce = (text) => say($("announce"), text);
 const feed = new Feed(location.origin);
 const calls = new Calls(feed);
 const model = new Model();
 const faults = new Faults(announce);
-const members = new Members(faults);
+const members = new Members();
 const canary = new Canary(calls, model);
-const lanes = new Lanes(model, canary);
+const lanes = new Lanes(model, canary, (time) => look(time));
 const failover = new Failover(model, canary, announce);
 const events = new Events(model);
 const log = new Log();
 const keys = new Keys(calls);
+new Incident(show);
 
+/** A saved incident that is looked at, in the place of what happens. */
+let replay = null;
 /** The moment that is looked at; none: now. */
 let past = null;
+/** How much the time line shows; none: all that is known. */
+let windowSeconds = 60;
 let hasLooked = false;
 
+const shown = () => replay ?? model;
+
 function draw() {
+  if (replay) return drawReplay();
   const now = model.samples.at(-1);
   if (!now) return;
   const sample = past ? model.at(past) : now;
   const leader = Model.leader(sample);
   head(sample, leader);
-  members.draw(sample, leader);
-  lanes.draw(windowEnd(now), now.members, past);
-  failover.draw(Model.leader(now));
+  members.draw(sample, leader, faults);
+  time(now.now, now.members);
+  failover.draw(Model.leader(now), model.now());
   events.draw(past ?? Infinity);
   log.draw(sample, leader);
   const { all, good } = canary.share(model.now() - 60_000);
@@ -46,9 +55,35 @@ function draw() {
     : `${good} of ${all} canary writes of the last minute were acknowledged within 0.9 s. ${canary.trouble}`);
 }
 
-/** The right edge of the time line. */
-function windowEnd(now) {
-  return past ? Math.min(now.now, Math.max(past + lanes.window / 2, model.begin() + lanes.window)) : now.now;
+function drawReplay() {
+  const sample = replay.at(past);
+  const leader = Model.leader(sample);
+  head(sample, leader);
+  members.draw(sample, leader, null);
+  time(replay.now(), replay.everybody);
+  const failover = new Failover(replay);
+  failover.hear(replay.records.filter((record) => record.at <= past), false);
+  failover.draw(leader, past);
+  events.draw(past);
+}
+
+/** Shows a saved incident; none: what happens now. */
+function show(saved) {
+  replay = saved;
+  document.body.classList.toggle("replaying", replay !== null);
+  lanes.of(shown(), replay ? null : canary);
+  events.of(shown());
+  look(replay ? replay.last() : model.now());
+}
+
+/** The time line, which goes on to `now`: around the moment that is looked at. */
+function time(now, everybody) {
+  const begin = shown().begin();
+  const all = Math.max(5000, now - begin);
+  // What is short is shown whole; what happens now is not stretched.
+  lanes.window = !windowSeconds || (replay && all < windowSeconds * 1000) ? all : windowSeconds * 1000;
+  const end = past ? Math.min(now, Math.max(past + lanes.window / 2, begin + lanes.window)) : now;
+  lanes.draw(end, everybody, past);
 }
 
 function head(sample, leader) {
@@ -57,7 +92,7 @@ function head(sample, leader) {
   say($("head-term"), Math.max(0, ...figures.map((one) => one.term)));
   say($("head-committed"), number(Math.max(0, ...figures.map((one) => one.committed))));
   say($("head-rate"), `${number(sample.members.reduce((sum, member) => sum + (member.alive ? member.rate : 0), 0))}/s`);
-  document.title = `${leader ? `${leader.name} leads` : "no leader"} – Pontoon`;
+  document.title = replay ? `${replay.file} – Pontoon` : `${leader ? `${leader.name} leads` : "no leader"} – Pontoon`;
 }
 
 feed.addEventListener("hello", ({ detail }) => {
@@ -75,7 +110,7 @@ feed.addEventListener("members", ({ detail }) => {
   feed.learn(detail.members.flatMap((member) => member.urls));
   const here = detail.members.find((member) => member.here);
   through(detail.members, here);
-  draw();
+  if (!replay) draw();
 });
 
 /** Through whom it is seen, and through whom else it could be. */
@@ -90,7 +125,7 @@ $("through").addEventListener("change", (event) => feed.choose(event.target.valu
 feed.addEventListener("journal", ({ detail }) => {
   const live = model.records.length > 0;
   failover.hear(model.hear(detail), live);
-  draw();
+  if (!replay) draw();
 });
 
 feed.addEventListener("lost", ({ detail }) => {
@@ -105,31 +140,41 @@ feed.addEventListener("through", () => {
 });
 
 // Without a feed time goes on, too.
-setInterval(() => feed.hears || draw(), 500);
+setInterval(() => feed.hears || replay || draw(), 500);
 addEventListener("resize", draw);
 
+/** Looks at a moment. In what happens the newest one is now; in a saved incident all of it is past. */
 function look(time) {
-  const now = model.now();
-  past = time >= now - 400 ? null : time;
-  $("live").hidden = past === null;
+  const [begin, now] = [shown().begin(), shown().now()];
+  past = !replay && time >= now - 400 ? null : time;
+  $("live").hidden = past === null || replay !== null;
+  $("scrub").value = past === null ? 1000 : (1000 * (past - begin)) / Math.max(1, now - begin);
+  $("scrub").setAttribute("aria-valuetext", past === null ? "now" : replay ? clock(past) : `${span(now - past)} ago`);
   say($("scrub-at"), past === null ? "now" : `${clock(past).slice(0, 10)}`);
   draw();
 }
 
 $("scrub").addEventListener("input", (event) => {
-  const [begin, now] = [model.begin(), model.now()];
-  const part = Number(event.target.value) / 1000;
-  event.target.setAttribute("aria-valuetext", part === 1 ? "now" : `${span((1 - part) * (now - begin))} ago`);
-  look(part === 1 ? now : begin + part * (now - begin));
+  const [begin, now] = [shown().begin(), shown().now()];
+  look(begin + (Number(event.target.value) / 1000) * (now - begin));
 });
 
-function back() {
-  $("scrub").value = 1000;
-  look(model.now());
-}
+const back = () => look(shown().now());
 $("live").addEventListener("click", back);
+
+/** To the event before the moment that is looked at, or to the one after it. */
+function step(forward) {
+  const { records } = shown();
+  const at = past ?? Infinity;
+  const next = forward ? records.find((record) => record.at > at) : records.findLast((record) => record.at < at);
+  if (next) look(next.at);
+  else if (forward) back();
+}
+$("before").addEventListener("click", () => step(false));
+$("after").addEventListener("click", () => step(true));
+
 $("window").addEventListener("change", (event) => {
-  lanes.window = Number(event.target.value) * 1000;
+  windowSeconds = Number(event.target.value);
   draw();
 });
 
@@ -180,6 +225,9 @@ addEventListener("keydown", (event) => {
     e: () => setExplain(!$("explain").checked),
     c: () => setCanary(!$("canary").checked),
     n: back,
+    ",": () => step(false),
+    ".": () => step(true),
+    o: () => $("open").click(),
     "/": () => $("prefix").focus(),
   }[event.key];
   if (!act) return;

@@ -11,6 +11,12 @@ export class Events {
     this.list = $("events");
   }
 
+  /** Those of another model. */
+  of(model) {
+    this.model = model;
+    this.list.dataset.drawn = "";
+  }
+
   /** Those up to `time`. */
   draw(time) {
     const records = this.model.records;

@@ -3,6 +3,7 @@
 import { $, el, span } from "./dom.js";
 
 export class Failover {
+  /** `canary`: its writes count too; none: there were none. */
   constructor(model, canary, announce) {
     this.model = model;
     this.canary = canary;
@@ -10,7 +11,7 @@ export class Failover {
     /** When somebody said that there is no leader any more. */
     this.lost = null;
     this.last = null;
-    canary.addEventListener("acknowledged", (event) => this.wrote(event.detail));
+    canary?.addEventListener("acknowledged", (event) => this.wrote(event.detail));
   }
 
   /** Records that are new to the page; `live`: they happened while it was looking. */
@@ -65,24 +66,23 @@ export class Failover {
     }, 300);
   }
 
-  draw(leader) {
+  draw(leader, now) {
     const box = $("failover");
-    const parts = this.parts(leader);
+    const parts = this.parts(leader, now);
     const text = JSON.stringify(parts.map((part) => part.outerHTML));
     if (box.dataset.drawn === text) return;
     box.dataset.drawn = text;
     box.replaceChildren(...parts);
   }
 
-  parts(leader) {
+  parts(leader, now) {
     const big = (value, what, kind = "") => el("div", {}, el("span", { class: `big ${kind}` }, value), el("small", {}, what));
-    const now = this.model.now();
     if (!leader && this.lost && (!this.last || this.lost.term >= this.last.term)) {
       const old = this.model.name(this.lost.leader);
       return [el("div", { class: "watch" }, big(span(Math.max(0, now - this.lost.at)), `without a leader, since the last word of ${old}`, "running"))];
     }
     const last = this.last;
-    if (!last) return [el("p", { class: "quiet" }, "None was seen yet. Kill or pause the leader, and the clock runs.")];
+    if (!last) return [el("p", { class: "quiet" }, this.canary ? "None was seen yet. Kill or pause the leader, and the clock runs." : "None up to this moment.")];
     const elected = Math.max(0, last.at - last.from.at);
     const total = last.firstWrite ? Math.max(elected, last.firstWrite - last.from.at) : null;
     const from = `${this.model.name(last.from.leader)} (term ${last.from.term}) → ${this.model.name(last.leader)} (term ${last.term})`;

@@ -5,26 +5,35 @@ import { $, clock, hue, say } from "./dom.js";
 const ROW = 30;
 const LABEL = 74;
 const AXIS = 22;
+const DAY = 86_400_000;
 /** What is marked on a lane, and how. */
 const MARKS = { campaign: "?", "leader-lost": "!", started: "▸", stopping: "■", "link-down": "↯", "slow-sync": "~", "snapshot-received": "↓" };
 
 export class Lanes {
-  constructor(model, canary) {
-    this.model = model;
-    this.canary = canary;
+  /** `look` is told the moment that is pointed at. */
+  constructor(model, canary, look) {
+    this.of(model, canary);
     this.canvas = $("lanes");
     this.window = 60_000;
+    this.canvas.addEventListener("click", (event) => this.view && look(this.time(event)));
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => say($("lanes-hint"), this.hint));
     this.hint = $("lanes-hint").textContent;
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.again?.());
   }
 
+  /** Of another model; without a canary there is no row for its writes. */
+  of(model, canary) {
+    this.model = model;
+    this.canary = canary;
+  }
+
   /** Up to `end`; `mark` is the moment that is looked at, if it is not now. */
   draw(end, members, mark) {
     this.again = () => this.draw(end, members, mark);
     const width = this.canvas.clientWidth;
-    const height = ROW * (members.length + 1) + AXIS;
+    const above = this.canary ? 1 : 0;
+    const height = ROW * (members.length + above) + AXIS;
     const scale = devicePixelRatio || 1;
     if (this.canvas.width !== Math.round(width * scale) || this.canvas.height !== Math.round(height * scale)) {
       this.canvas.width = Math.round(width * scale);
@@ -37,9 +46,9 @@ export class Lanes {
     const begin = end - this.window;
     const x = (time) => LABEL + ((time - begin) / this.window) * (width - LABEL - 2);
     const view = { paper, x, begin, end, width, height, colours: colours() };
-    this.view = { ...view, members };
-    this.writes(view);
-    members.forEach((member, at) => this.lane(view, member, ROW * (at + 1)));
+    this.view = { ...view, members, above };
+    if (this.canary) this.writes(view);
+    members.forEach((member, at) => this.lane(view, member, ROW * (at + above)));
     this.axis(view);
     if (mark) {
       paper.fillStyle = view.colours.text;
@@ -111,7 +120,8 @@ export class Lanes {
   axis({ paper, x, begin, end, height, width, colours }) {
     // As close as the labels have room.
     const room = (86 * this.window) / Math.max(1, width - LABEL);
-    const step = [5, 10, 15, 30, 60, 120, 300].map((seconds) => seconds * 1000).find((step) => step >= room) ?? 600_000;
+    const steps = [5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 10_800, 43_200].map((seconds) => seconds * 1000);
+    const step = steps.find((step) => step >= room) ?? Math.ceil(room / DAY) * DAY;
     paper.font = '11px system-ui, "DejaVu Sans", sans-serif';
     paper.textAlign = "center";
     for (let time = Math.ceil(begin / step) * step; time < end; time += step) {
@@ -123,12 +133,19 @@ export class Lanes {
     paper.textAlign = "left";
   }
 
+  /** The moment under the pointer. */
+  time(event) {
+    const { begin, width } = this.view;
+    const part = (event.clientX - this.canvas.getBoundingClientRect().left - LABEL) / (width - LABEL - 2);
+    return begin + Math.min(1, Math.max(0, part)) * this.window;
+  }
+
   /** Says what is under the pointer. */
   point(event) {
     if (!this.view) return;
-    const { x, members } = this.view;
+    const { x, members, above } = this.view;
     const box = this.canvas.getBoundingClientRect();
-    const member = members[Math.floor((event.clientY - box.top) / ROW) - 1];
+    const member = members[Math.floor((event.clientY - box.top) / ROW) - above];
     if (!member) return say($("lanes-hint"), this.hint);
     const far = (record) => Math.abs(x(record.at) - (event.clientX - box.left));
     const near = this.model.records.filter((record) => record.member === member.id && far(record) < 9);

@@ -15,11 +15,9 @@ export function role(member) {
 }
 
 export class Members {
-  constructor(faults) {
+  /** `faults`: what can be done to them; none: they are only looked at. */
+  draw(sample, leader, faults) {
     this.faults = faults;
-  }
-
-  draw(sample, leader) {
     const head = Math.max(...sample.members.map((member) => member.figures?.last ?? 0), 0);
     sync($("members"), sample.members, (member) => member.id, (member) => this.card(member), (card, member) => {
       this.fill(card, member, leader, head);
@@ -46,7 +44,7 @@ export class Members {
     const name = card.querySelector(".role");
     name.classList.toggle("leader", member.alive && figures.role === "leader");
     say(name, `${shape} ${role(member)}${member.voter ? "" : ", no vote"}`);
-    say(card.querySelector(".chip"), figures ? `term ${figures.term}` : "–");
+    say(card.querySelector(".chip"), figures?.term ? `term ${figures.term}` : "–");
     if (figures) paint(card, figures.term);
     const values = [figures?.last, figures?.committed, figures?.applied];
     card.querySelectorAll(".bar > span").forEach((bar, at) => {
@@ -61,9 +59,11 @@ export class Members {
     const trip = member.alive && leader && leader.id !== member.id ? leader.figures.links[member.id]?.rtt_us : undefined;
     say(facts[0], member.alive ? `${number(member.rate)} req/s` : heard(member));
     say(facts[1], trip ? `${(trip / 1000).toFixed(trip < 10_000 ? 2 : 0)} ms to the leader and back` : "");
-    say(facts[2], figures ? `revision ${number(figures.revision)}` : "");
-    say(facts[3], figures ? `snapshot to ${number(figures.snapshot)}` : "");
-    this.faults.buttons(card.querySelector(".acts"), member);
+    say(facts[2], figures?.revision !== undefined ? `revision ${number(figures.revision)}` : "");
+    say(facts[3], figures?.snapshot !== undefined ? `snapshot to ${number(figures.snapshot)}` : "");
+    const acts = card.querySelector(".acts");
+    if (this.faults) this.faults.buttons(acts, member);
+    else acts.replaceChildren();
   }
 }
 

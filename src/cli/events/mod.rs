@@ -1,20 +1,21 @@
-//! events: what happened to the members, as their journals have it.
+//! events: what happened to the members, as their journals have it, now or in a file that was saved.
+
+mod saved;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgMatches, Command};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use self::saved::Save;
 use super::args::{flag, text, value};
 use super::ctl::Context;
-use super::failed::{Failed, exit};
+use super::failed::Failed;
 use super::format::Form;
 use super::output;
-use crate::client::{Messages, Pages};
+use crate::client::Messages;
 
 /// Between attempts to find a member that answers.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -27,7 +28,9 @@ that the one that is asked can reach, by their own clocks. Nothing of it is a ke
   pontoon events --follow --explain  and what happens, with a sentence about each
   pontoon events -w json             a line of JSON for each event
   pontoon events --save incident     the same, into a file
+  pontoon events --from incident     what is in such a file; nobody is asked
 
+The page of any member, also of another cluster, opens such a file too, to be looked at moment by moment. \
 With --follow, another endpoint takes over when one is lost.";
 
 /// The verb.
@@ -37,69 +40,69 @@ pub fn command() -> Command {
         .arg(flag("follow", "Go on with what happens").short('f'))
         .arg(flag("explain", "Add a plain sentence to each event"))
         .arg(value("save", "Write the events to this file, a line of JSON for each").value_name("FILE"))
+        .arg(
+            value(
+                "from",
+                "Print what is in a file that --save wrote; nobody is asked",
+            )
+            .value_name("FILE")
+            .conflicts_with_all(["follow", "save"]),
+        )
         .after_help(HELP)
 }
 
 /// Runs it.
 pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Failed> {
-    let mut out = Out {
-        json: context.form == Form::Json,
-        explain: matches.get_flag("explain"),
-        save: save(text(matches, "save"))?,
-        journal: Journal::default(),
-    };
     if !matches!(context.form, Form::Simple | Form::Json) {
         return Err(context.no_such_form());
     }
-    if !matches.get_flag("follow") {
-        let state = read(context.client.look("/ui/state").await?).await?;
-        out.journal.learn(&state);
-        let journal = read(context.client.look("/ui/journal").await?).await?;
-        out.tell(&journal)?;
-        return Ok(ExitCode::SUCCESS);
+    let mut out = Out {
+        json: context.form == Form::Json,
+        explain: matches.get_flag("explain"),
+        save: None,
+        journal: Journal::default(),
+    };
+    match text(matches, "from") {
+        "" => ask(context, matches, &mut out).await?,
+        path => {
+            for told in saved::open(path)? {
+                out.print(&told)?;
+            }
+        }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what the members tell.
+async fn ask(context: &Context, matches: &ArgMatches, out: &mut Out) -> Result<(), Failed> {
     // The first one has to answer; later ones are waited for.
-    let mut pages = context.client.look("/ui/events?all").await?;
+    let mut messages = Messages::of(context.client.look("/ui/events?all").await?);
+    out.save = match text(matches, "save") {
+        "" => None,
+        path => Some(Save::create(path)?),
+    };
+    if !matches.get_flag("follow") {
+        // All that is known comes at once, at the beginning.
+        while out.journal.heard.is_empty() {
+            match messages.next().await? {
+                Some((kind, data)) => out.take(&kind, &data)?,
+                None => return Err(Failed::error("the member stopped before it told anything")),
+            }
+        }
+        return Ok(());
+    }
     loop {
-        follow(pages, &mut out).await?;
+        while let Ok(Some((kind, data))) = messages.next().await {
+            out.take(&kind, &data)?;
+        }
         context.client.leave_endpoint();
-        pages = loop {
+        messages = loop {
             match context.client.look("/ui/events?all").await {
-                Ok(pages) => break pages,
+                Ok(pages) => break Messages::of(pages),
                 Err(_) => tokio::time::sleep(AGAIN).await,
             }
         };
     }
-}
-
-fn save(path: &str) -> Result<Option<File>, Failed> {
-    if path.is_empty() {
-        return Ok(None);
-    }
-    let file = File::create(path);
-    let file = file.map_err(|error| Failed::new(exit::IO, format!("cannot write {path}: {error}")))?;
-    Ok(Some(file))
-}
-
-async fn read(pages: Pages) -> Result<Value, Failed> {
-    parse(&pages.all().await?)
-}
-
-fn parse(json: &[u8]) -> Result<Value, Failed> {
-    serde_json::from_slice(json).map_err(|error| Failed::error(format!("the member's answer: {error}")))
-}
-
-/// Tells what comes, until the member is lost.
-async fn follow(pages: Pages, out: &mut Out) -> Result<(), Failed> {
-    let mut messages = Messages::of(pages);
-    while let Ok(Some((kind, data))) = messages.next().await {
-        match kind.as_str() {
-            "members" => out.journal.learn(&parse(&data)?),
-            "journal" => out.tell(&parse(&data)?)?,
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// An event, and whose it is.
@@ -136,16 +139,19 @@ impl Journal {
     pub fn news(&mut self, journal: &Value) -> Vec<Told> {
         let mut news = Vec::new();
         for (member, records) in journal.as_object().into_iter().flatten() {
-            let name = self.names.get(member).filter(|name| !name.is_empty());
-            let name = name.unwrap_or(member).clone();
             for record in records.as_array().into_iter().flatten() {
+                // So that one that is no member any more has its name, too.
+                if let (Some("started"), Some(name)) = (record["kind"].as_str(), record["name"].as_str()) {
+                    self.names.insert(member.clone(), name.to_string());
+                }
                 let number = |field: &str| record[field].as_u64().unwrap_or_default();
                 let last = self.heard.entry((member.clone(), number("run"))).or_default();
                 if number("seq") > *last {
                     *last = number("seq");
+                    let name = self.names.get(member).filter(|name| !name.is_empty());
                     news.push(Told {
                         at: number("at"),
-                        name: name.clone(),
+                        name: name.unwrap_or(member).clone(),
                         member: member.clone(),
                         record: record.clone(),
                     });
@@ -168,26 +174,39 @@ pub fn time_of_day(at: u64) -> String {
 struct Out {
     json: bool,
     explain: bool,
-    save: Option<File>,
+    save: Option<Save>,
     journal: Journal,
 }
 
 impl Out {
-    fn tell(&mut self, journal: &Value) -> Result<(), Failed> {
-        for told in self.journal.news(journal) {
-            self.write(&told)?;
+    /// A message of the members.
+    fn take(&mut self, kind: &str, data: &[u8]) -> Result<(), Failed> {
+        let message: Value = serde_json::from_slice(data)
+            .map_err(|error| Failed::error(format!("the member's answer: {error}")))?;
+        match (kind, &mut self.save) {
+            ("hello", Some(save)) => save.hello(message),
+            ("members", save) => {
+                self.journal.learn(&message);
+                if let Some(save) = save {
+                    save.members(&message)?;
+                }
+            }
+            ("journal", _) => {
+                for told in self.journal.news(&message) {
+                    if let Some(save) = &mut self.save {
+                        save.event(&told)?;
+                    }
+                    self.print(&told)?;
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
 
-    fn write(&mut self, told: &Told) -> Result<(), Failed> {
-        let json = told.json();
-        if let Some(file) = &mut self.save {
-            let written = writeln!(file, "{json}");
-            written.map_err(|error| Failed::new(exit::IO, format!("cannot write --save: {error}")))?;
-        }
+    fn print(&self, told: &Told) -> Result<(), Failed> {
         if self.json {
-            return output::line(json);
+            return output::line(told.json());
         }
         output::line(told.line())?;
         match told.record["explain"].as_str().filter(|_| self.explain) {
@@ -198,17 +217,6 @@ impl Out {
 }
 
 impl Told {
-    /// The record, with the member before it.
-    fn json(&self) -> String {
-        let mut object = Map::new();
-        object.insert("member".to_string(), self.member.as_str().into());
-        object.insert("name".to_string(), self.name.as_str().into());
-        if let Some(record) = self.record.as_object() {
-            object.extend(record.clone());
-        }
-        Value::Object(object).to_string()
-    }
-
     fn line(&self) -> String {
         let says = self.record["says"].as_str().unwrap_or_default();
         format!("{}  {:<8}  {says}", time_of_day(self.at), self.name)
