@@ -5,11 +5,12 @@
 
 mod keys;
 mod screen;
+mod text;
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{ArgMatches, Command};
 use serde_json::{Value, json};
@@ -109,12 +110,21 @@ impl Top<'_> {
 
     /// The next member that answers; none if q was typed before.
     async fn another(&mut self, typed: &mut mpsc::Receiver<Key>) -> Option<Messages> {
+        let mut looked = Instant::now();
         loop {
             self.context.client.leave_endpoint();
             tokio::select! {
-                pages = self.context.client.look("/ui/events") => if let Ok(pages) = pages {
-                    self.view.notice.clear();
-                    return Some(Messages::of(pages));
+                pages = self.context.client.look("/ui/events") => match pages {
+                    Ok(pages) => {
+                        self.view.notice.clear();
+                        return Some(Messages::of(pages));
+                    }
+                    Err(error) => {
+                        self.view.nobody(looked.elapsed());
+                        self.view.notice = format!("trying again: {error}");
+                        looked = Instant::now();
+                        self.draw().ok()?;
+                    }
                 },
                 key = typed.recv() => if matches!(key, None | Some(Key::Quit)) {
                     return None;
