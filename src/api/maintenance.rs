@@ -91,14 +91,16 @@ impl Service for Maintenance {
         server.permit_user(&credentials(&request)).await.map_err(status)?;
         let raft = server.replica().status();
         let reader = server.reader();
-        let no_leader = raft.leader.is_none().then(|| Error::NoLeader.text().to_string());
+        // Raft goes on to name a leader that is long gone; to etcd's clients there is none then.
+        let leader = raft.leader.filter(|_| server.leadership().is_known());
+        let no_leader = leader.is_none().then(|| Error::NoLeader.text().to_string());
         Ok(Response::new(StatusResponse {
             header: Some(header(server, reader.revision())),
             version: ETCD_VERSION.to_string(),
             db_size: reader.size() as i64,
             db_size_in_use: reader.size_in_use() as i64,
             db_size_quota: server.space().quota() as i64,
-            leader: raft.leader.unwrap_or(0),
+            leader: leader.unwrap_or(0),
             raft_index: raft.committed,
             raft_term: raft.term,
             raft_applied_index: raft.applied,

@@ -117,7 +117,8 @@ async fn run(server: &Server, checks: &[Check], query: &Query) -> Response<Body>
 
 async fn health(server: &Server, query: &Query) -> Response<Body> {
     let alarm = alarm(server, query);
-    let reason = match server.replica().status().leader {
+    let leader = server.replica().status().leader;
+    let reason = match leader.filter(|_| server.leadership().is_known()) {
         _ if alarm.is_some() => alarm,
         _ if query.is_set("serializable") => {
             local_read(server).map(|problem| format!("RANGE ERROR:{problem}"))

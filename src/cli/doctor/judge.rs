@@ -99,6 +99,9 @@ fn reach(cluster: &Cluster) -> Option<Finding> {
 fn leader(cluster: &Cluster) -> Option<Finding> {
     let leaders: BTreeSet<u64> = answering(cluster).map(|(_, status)| status.leader).collect();
     let name = |id: u64| {
+        if id == 0 {
+            return "none".to_string();
+        }
         let is_it = |status: &StatusResponse| {
             status
                 .header
@@ -322,7 +325,7 @@ mod tests {
     fn each_thing_that_is_wrong_is_found_alone() {
         type Spoil = fn(&mut Cluster);
         let cases: [(&str, Verdict, &str, Spoil); 8] = [
-            ("leader", Verdict::Fail, "c: 0", |cluster| {
+            ("leader", Verdict::Fail, "c: none", |cluster| {
                 status(cluster, 2).leader = 0
             }),
             ("leader", Verdict::Warn, "b: b", |cluster| {
