@@ -92,7 +92,7 @@ fn all() -> Vec<Explained> {
 }
 
 /// What a client says itself, when no server did.
-fn of_the_client() -> [Explained; 2] {
+fn of_the_client() -> [Explained; 3] {
     [
         Explained {
             code: "unreachable".to_string(),
@@ -101,6 +101,14 @@ fn of_the_client() -> [Explained; 2] {
             meaning: "No connection to any of the endpoints could be made: nothing was sent.".to_string(),
             cause: "No member runs there, the address is wrong, a firewall is between, or one side speaks TLS alone.",
             next: "pontoon doctor tells what is there; check --endpoints, and --cacert if members are at https://.",
+        },
+        Explained {
+            code: "not-grpc".to_string(),
+            text: "h2 protocol error".to_string(),
+            grpc: "none".to_string(),
+            meaning: "Something listens there, and does not speak gRPC in plain.".to_string(),
+            cause: "The member's port is encrypted, or another program has it.",
+            next: "Give the endpoint as https://…, with --cacert; pontoon doctor tells what is there.",
         },
         Explained {
             code: "deadline-exceeded".to_string(),

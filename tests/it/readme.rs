@@ -1,4 +1,4 @@
-//! README.md, block by block, as a newcomer would type it.
+//! README.md, and docs/operating.md behind it, block by block, as a newcomer would type it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -44,12 +44,19 @@ impl Ports {
     }
 }
 
+/// The documents, in the order in which they are read.
+const DOCUMENTS: [&str; 2] = ["README.md", "docs/operating.md"];
+
+fn read(document: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+    std::fs::read_to_string(path).expect("a document")
+}
+
 /// The shell blocks, with what stands behind `sh`.
 fn blocks() -> Vec<(String, String)> {
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let text = DOCUMENTS.map(read).join("\n");
     let mut blocks = Vec::new();
-    let mut lines = readme.lines();
+    let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(kind) = line.strip_prefix("```sh") {
             let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
@@ -171,4 +178,49 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
         cluster.is_some() && ran.iter().any(|kind| kind == "break"),
         "ran only {ran:?}"
     );
+}
+
+/// What a heading is called in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() })
+        .collect()
+}
+
+/// Links, to a file or to a heading of one, that lead nowhere.
+fn broken_links(document: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+    let text = read(document);
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let images = text.split([' ', '\n']).filter_map(|word| {
+        let quoted = word
+            .strip_prefix("src=\"")
+            .or_else(|| word.strip_prefix("srcset=\""));
+        quoted?.split('"').next()
+    });
+    let own = targets.chain(images).filter(|target| !target.starts_with("http"));
+    let leads_nowhere = |target: &&str| {
+        let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+        let linked = match file {
+            "" => path.clone(),
+            file => path.with_file_name(file),
+        };
+        let has_heading = || {
+            let text = std::fs::read_to_string(&linked).unwrap_or_default();
+            let mut headings = text.lines().filter(|line| line.starts_with('#'));
+            headings.any(|line| anchor(line.trim_start_matches('#').trim()) == heading)
+        };
+        !linked.exists() || (!heading.is_empty() && !has_heading())
+    };
+    own.filter(leads_nowhere).map(str::to_string).collect()
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    let others = ["docs/architecture.md", "docs/performance.md", "deploy/README.md"];
+    for document in DOCUMENTS.into_iter().chain(others) {
+        assert_eq!(broken_links(document), Vec::<String>::new(), "{document}");
+    }
 }

@@ -48,14 +48,14 @@ pub(super) fn methods() -> BTreeMap<String, String> {
     methods
 }
 
-/// The rows of the table that begins with `head`, without it and the line below.
-fn table(head: &str) -> Vec<Vec<String>> {
+/// The rows of the table of `file` that begins with `head`, without it and the line below.
+fn table(file: &str, head: &str) -> Vec<Vec<String>> {
     let cells = |line: &str| -> Vec<String> {
         let line = line.trim_matches('|');
         line.split('|').map(|cell| cell.trim().to_string()).collect()
     };
-    let readme = read("README.md");
-    let lines = readme.lines().skip_while(|line| !line.starts_with(head));
+    let text = read(file);
+    let lines = text.lines().skip_while(|line| !line.starts_with(head));
     lines
         .skip(2)
         .take_while(|line| line.starts_with('|'))
@@ -66,7 +66,7 @@ fn table(head: &str) -> Vec<Vec<String>> {
 /// The methods that the table names, and whether it calls them served.
 fn claims() -> BTreeMap<String, bool> {
     let mut claims = BTreeMap::new();
-    for row in table("| service |") {
+    for row in table("README.md", "| service |") {
         let is_served = !row[3].starts_with("UNIMPLEMENTED");
         for method in row[1].split(", ") {
             let earlier = claims.insert(format!("{}/{method}", row[0]), is_served);
@@ -78,7 +78,7 @@ fn claims() -> BTreeMap<String, bool> {
 
 #[test]
 fn the_tests_that_the_readme_names_are_there() {
-    for row in table("| service |") {
+    for row in table("README.md", "| service |") {
         for test in row[2].split(", ") {
             let name = test.trim_matches('`');
             let path = format!("{}/tests/it/{name}.rs", env!("CARGO_MANIFEST_DIR"));
@@ -170,7 +170,7 @@ async fn every_method_answers_as_the_readme_says() {
 }
 
 #[test]
-fn every_setting_is_in_the_readme_with_its_default() {
+fn every_setting_is_in_the_documentation_with_its_default() {
     let output = Command::new(BINARY)
         .args(["serve", "--print-config"])
         .env_clear()
@@ -189,7 +189,7 @@ fn every_setting_is_in_the_readme_with_its_default() {
         })
         .collect();
     assert!(settings.len() > 10, "printed only {printed}");
-    let listed: BTreeMap<String, String> = table("| setting |")
+    let listed: BTreeMap<String, String> = table("docs/operating.md", "| setting |")
         .into_iter()
         .map(|row| {
             (
@@ -198,5 +198,8 @@ fn every_setting_is_in_the_readme_with_its_default() {
             )
         })
         .collect();
-    assert_eq!(listed, settings, "the README's table (left) and --print-config");
+    assert_eq!(
+        listed, settings,
+        "the table of docs/operating.md (left) and --print-config"
+    );
 }
