@@ -69,7 +69,7 @@ use crate::raft::traffic::Incoming;
 use crate::state::Reader;
 use crate::state::auth::{Auth, Who};
 use crate::storage::fs::Fs;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, ServerTls};
 
 /// How long requests under way may take once the member is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -99,7 +99,11 @@ pub struct Server {
     space: Space,
     observatory: Observatory,
     metrics: Arc<Metrics>,
+    certificates: Shown,
 }
+
+/// The certificates that a member shows, by the port that it shows them on.
+type Shown = Arc<[(&'static str, Arc<ServerTls>)]>;
 
 impl Server {
     /// The replica underneath.
@@ -170,6 +174,11 @@ impl Server {
     /// What is counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The certificates that it shows, by the port: `client` or `peer`.
+    pub fn certificates(&self) -> &[(&'static str, Arc<ServerTls>)] {
+        &self.certificates
     }
 
     /// Proposals under way from this member.
@@ -332,6 +341,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         metrics: Bound::encrypt(metrics_only, certificates.clients.as_ref())?,
     };
     let peers = Bound::encrypt(peers, certificates.peers.as_ref())?;
+    let shown = [("client", certificates.clients), ("peer", certificates.peers)];
+    let shown: Shown = shown
+        .into_iter()
+        .filter_map(|(port, tls)| Some((port, tls?)))
+        .collect();
     let to_peers = certificates.to_peers;
     let mut signals = Signals::new()?;
     if let Some(discovery) = &config.discovery {
@@ -398,6 +412,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         watches: watches(&config, &replica),
         observatory: Observatory::start(replica.clone()),
         metrics,
+        certificates: shown,
     };
 
     let peer_service = PeerService::server(

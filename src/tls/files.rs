@@ -40,6 +40,14 @@ impl Files {
         certificates(&self.cert)
     }
 
+    /// When the certificate to show ends, in seconds since 1970.
+    pub(super) fn not_after(&self) -> anyhow::Result<i64> {
+        let chain = self.chain()?;
+        let said = || format!("{}: no certificate", self.cert.display());
+        let (_, parsed) = x509_parser::parse_x509_certificate(&chain[0]).with_context(said)?;
+        Ok(parsed.validity().not_after.timestamp())
+    }
+
     /// The key of the certificate to show.
     pub(super) fn private_key(&self) -> anyhow::Result<PrivateKeyDer<'static>> {
         PrivateKeyDer::from_pem_file(&self.key)

@@ -55,8 +55,16 @@ impl From<Files> for Options {
 
 /// The side that is connected to.
 pub struct ServerTls {
-    config: Renewed<Arc<ServerConfig>>,
+    shown: Renewed<Shown>,
     admission: Admission,
+}
+
+/// What is made of a certificate.
+#[derive(Clone)]
+struct Shown {
+    config: Arc<ServerConfig>,
+    /// When it ends, in seconds since 1970.
+    not_after: i64,
 }
 
 /// A stream that is encrypted, or not.
@@ -71,15 +79,25 @@ impl ServerTls {
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let protocol = options.protocol;
         Ok(ServerTls {
-            config: Renewed::new(options.files, move |files| server_config(files, &protocol))?,
+            shown: Renewed::new(options.files, move |files| {
+                Ok(Shown {
+                    config: server_config(files, &protocol)?,
+                    not_after: files.not_after()?,
+                })
+            })?,
             admission: options.admission,
         })
+    }
+
+    /// When the certificate that is shown now ends, in seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.shown.get().not_after
     }
 
     /// The handshake. The client's common name, if it showed a certificate.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<(ServerStream, Option<CommonName>)> {
         let remote = stream.peer_addr()?;
-        let stream = TlsAcceptor::from(self.config.get()).accept(stream).await?;
+        let stream = TlsAcceptor::from(self.shown.get().config).accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         self.admission.check_name(shown, remote)?;
         self.admission.check_address(shown, remote).await?;

@@ -18,6 +18,7 @@ use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::etcd::Etcd;
 use crate::support::from_env;
 use crate::support::history::Tally;
+use crate::support::http;
 use crate::support::process::wait_for;
 use crate::support::rpc::{Response, channel};
 use crate::support::workload::{Workload, get};
@@ -588,7 +589,21 @@ async fn a_learner_never_counts_for_the_majority() {
     await_local(&cluster, new, "key", "2").await;
     // The learner alone is nobody: it neither leads nor acknowledges.
     cluster.kill(0);
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let url = cluster.members[new].client_url.clone();
+    wait_for(
+        PATIENCE,
+        "the learner to miss its leader for three election timeouts",
+        || async {
+            let state = http::get(&url, "/ui/state").await.json();
+            let here = state["members"]
+                .as_array()?
+                .iter()
+                .find(|member| member["here"] == true)?
+                .clone();
+            (here["figures"]["silence_ms"].as_u64()? > 3000).then_some(())
+        },
+    )
+    .await;
     let status = cluster.status(new).await.expect("a status");
     assert!(status.is_learner);
     assert_ne!(status.leader, status.header.expect("a header").member_id);

@@ -10,7 +10,7 @@ use pontoon::pb::etcdserverpb::{
 
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::etcd::Etcd;
-use crate::support::http::{Answer, get};
+use crate::support::http::{Answer, ask, get};
 use crate::support::leases::Leases;
 use crate::support::process::{free_port, wait_for};
 use crate::support::proxy::Link;
@@ -99,6 +99,23 @@ const ON_DASHBOARDS: &[&str] = &[
     "os_fd_used",
     "os_fd_limit",
 ];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_seen_while_it_is_raised() {
+    let cluster = Cluster::start(1).await;
+    let url = &cluster.members[0].client_url;
+    let alarm = async || {
+        let page = samples(&get(url, "/metrics").await);
+        ["NOSPACE", "CORRUPT"].map(|kind| page[&format!("pontoon_alarm{{type=\"{kind}\"}}")])
+    };
+    assert_eq!(alarm().await, [0.0, 0.0]);
+    for (action, raised) in [("ACTIVATE", 1.0), ("DEACTIVATE", 0.0)] {
+        let asked = format!(r#"{{"action":"{action}","memberID":"1","alarm":"NOSPACE"}}"#);
+        let answer = ask(url, "POST", "/v3/maintenance/alarm", &[], asked.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(alarm().await, [raised, 0.0], "{action}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_have_etcds_names_and_move() {

@@ -1,15 +1,13 @@
 //! The page of a member, in a real browser: a cluster is watched and broken by its buttons, and the page outlives the
 //! member that served it. Where Chromium is not installed, that is said and left out.
 
-use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
-
 use crate::support::browser::Browser;
 use crate::support::cluster::{BINARY, Cluster, PATIENCE, machine};
 use crate::support::http::{ask, get};
 use crate::support::playground::Playground;
 use crate::support::process::{free_port, spawn_logged, tail, wait_for};
+use std::path::Path;
+use std::process::Command;
 
 /// A script: the card of a member.
 fn card(name: &str) -> String {
@@ -85,12 +83,11 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
     };
     browser.wait("the keys to be listed", &listed("app/colour")).await;
     // Written anew until the watch has begun.
-    let deadline = Instant::now() + PATIENCE;
-    while browser.run(&listed("app/by-another")).await != true {
-        assert!(Instant::now() < deadline, "the watch shows nothing");
+    wait_for(PATIENCE, "the watch to show what is written", || async {
         playground.pontoon(&["put", "app/by-another", "<b>bold</b>"]);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        (browser.run(&listed("app/by-another")).await == true).then_some(())
+    })
+    .await;
     assert_eq!(
         browser
             .run("return document.querySelectorAll('#keys b').length")
@@ -108,20 +105,16 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
         .wait("node1 to lead", &is_shown_as("node1", "leader"))
         .await;
     browser
-        .wait(
-            "canary writes",
-            "return /^[1-9][0-9]* of/.test(document.getElementById('canary-says').textContent)",
-        )
+        .run("document.getElementById('explain').checked || document.getElementById('explain').click()")
         .await;
-    browser.run("setTimeout(() => {}, 0); document.getElementById('explain').checked || document.getElementById('explain').click()").await;
-    tokio::time::sleep(Duration::from_secs(
-        if std::env::var_os("PONTOON_PICTURES").is_some() {
-            25
-        } else {
-            1
-        },
-    ))
-    .await;
+    // On a picture they should be seen.
+    let writes = match std::env::var_os("PONTOON_PICTURES") {
+        Some(_) => 100,
+        None => 4,
+    };
+    let script =
+        format!("return parseInt(document.getElementById('canary-says').textContent, 10) >= {writes}");
+    browser.wait("canary writes", &script).await;
     browser.click(&button("node1", "kill")).await;
     browser
         .wait("the death to be shown", &is_shown_as("node1", "no answer"))
@@ -154,7 +147,8 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
     );
     for (dark, kind) in [(false, "light"), (true, "dark")] {
         browser.prefer_dark(dark).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        let seen = format!("return matchMedia('(prefers-color-scheme: dark)').matches === {dark}");
+        browser.wait("the colours", &seen).await;
         picture(&browser, &format!("failover-{kind}")).await;
     }
     // Looked back at, the old leader still leads; and now it does not.
@@ -177,12 +171,11 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
     assert!(leader == "node2" || leader == "node3", "{leader}");
 
     // The watch went on through another member, too.
-    let deadline = Instant::now() + PATIENCE;
-    while browser.run(&listed("app/after")).await != true {
-        assert!(Instant::now() < deadline, "the watch did not go on");
+    wait_for(PATIENCE, "the watch to go on", || async {
         playground.pontoon(&["put", "app/after", "1"]);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        (browser.run(&listed("app/after")).await == true).then_some(())
+    })
+    .await;
 
     // It comes back, without its disk.
     browser.click(&button("node1", "wipe")).await;
@@ -205,7 +198,8 @@ async fn a_leader_is_killed_by_its_button_and_the_page_outlives_its_own_member()
     let broken = "return document.querySelectorAll('#ring .link.down').length > 0";
     browser.wait("the cut to be noticed", broken).await;
     browser.resize(420, 1800).await;
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let drawn = "const lanes = document.getElementById('lanes'); return innerWidth === 420 && lanes.width === lanes.clientWidth";
+    browser.wait("the narrow window to be drawn", drawn).await;
     picture(&browser, "narrow-dark").await;
     let wide = browser
         .run("return document.documentElement.scrollWidth > innerWidth")
@@ -363,6 +357,9 @@ async fn a_saved_incident_is_replayed_on_the_page_of_another_cluster() {
         picture(&browser, &format!("replay-{kind}")).await;
     }
     browser.resize(420, 1800).await;
+    browser
+        .wait("the narrow window", "return innerWidth === 420")
+        .await;
     let wide = "return document.documentElement.scrollWidth > innerWidth";
     assert_eq!(
         browser.run(wide).await,

@@ -1,5 +1,7 @@
 //! What is encrypted, and how: each URL says for itself; versions and cipher suites are those configured.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use http::{Request, StatusCode};
 use pontoon::tls::{ClientTls, Files, Options, Protocol};
 use tempfile::TempDir;
@@ -7,6 +9,7 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::support::cluster::machine;
+use crate::support::http::get;
 use crate::support::process::free_port;
 use crate::support::tls::{Addresses, Authority, Running, channel, flags_of, is_let_in, let_in, refusal};
 
@@ -73,6 +76,15 @@ async fn each_url_says_for_itself_whether_it_is_encrypted() {
             let told = status(url, path, &stranger).await.is_some();
             assert_eq!(told, url.starts_with("http://"), "{url}{path} to a stranger");
         }
+    }
+    // When its certificates end is told, for both ports: they are good now.
+    let page = get(&metrics[0], "/metrics").await.text();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    for port in ["client", "peer"] {
+        let name = format!("pontoon_certificate_expiry_timestamp_seconds{{port=\"{port}\"}} ");
+        let ends = page.lines().find_map(|line| line.strip_prefix(&name));
+        let ends: u64 = ends.and_then(|ends| ends.parse().ok()).expect("a time");
+        assert!(ends > now.as_secs(), "{port}: {ends}");
     }
 }
 

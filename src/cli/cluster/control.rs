@@ -14,6 +14,7 @@
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -32,6 +33,8 @@ use super::member::Act;
 
 /// The longest request.
 const MOST_BYTES: usize = 4096;
+/// Pause after a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// A slow way is no slower.
 const MOST_DELAY_MS: u64 = 10_000;
 
@@ -84,6 +87,8 @@ pub fn new_token() -> String {
 pub async fn serve(cluster: Arc<Cluster>, listener: TcpListener) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
+            // Most often file descriptors have run out.
+            tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
         let cluster = cluster.clone();

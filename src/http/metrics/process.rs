@@ -1,4 +1,4 @@
-//! Who this is, and what the kernel tells of the process.
+//! Who this is, how long its certificates are good, and what the kernel tells of the process.
 
 use super::text::Page;
 use crate::api::{CLUSTER_VERSION, ETCD_VERSION};
@@ -7,6 +7,7 @@ use crate::server::Server;
 /// Adds it to the page.
 pub fn write(page: &mut Page, server: &Server) {
     build(page, server);
+    certificates(page, server);
     process(page);
 }
 
@@ -35,6 +36,18 @@ fn build(page: &mut Page, server: &Server) {
         "version",
         env!("CARGO_PKG_VERSION"),
     );
+}
+
+fn certificates(page: &mut Page, server: &Server) {
+    let name = "pontoon_certificate_expiry_timestamp_seconds";
+    page.head(
+        "gauge",
+        name,
+        "When the certificate that this port shows ends, since 1970.",
+    );
+    for (port, tls) in server.certificates() {
+        page.sample(name, &[("port", port)], tls.not_after());
+    }
 }
 
 fn process(page: &mut Page) {

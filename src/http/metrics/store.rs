@@ -2,11 +2,13 @@
 
 use super::text::Page;
 use crate::metrics::Metrics;
+use crate::pb::etcdserverpb::AlarmType;
 use crate::server::Server;
 
 /// Adds it to the page.
 pub fn write(page: &mut Page, server: &Server) {
     sizes(page, server);
+    alarms(page, server);
     watches(page, server);
     leases(page, server.metrics());
 }
@@ -65,6 +67,18 @@ fn sizes(page: &mut Page, server: &Server) {
         "Versions of keys that were reclaimed after a compaction.",
         server.metrics().versions_reclaimed.get(),
     );
+}
+
+fn alarms(page: &mut Page, server: &Server) {
+    page.head(
+        "gauge",
+        "pontoon_alarm",
+        "Whether an alarm of this type is raised, by any member.",
+    );
+    for alarm in [AlarmType::Nospace, AlarmType::Corrupt] {
+        let is_raised = u8::from(server.reader().has_alarm(alarm));
+        page.sample("pontoon_alarm", &[("type", alarm.as_str_name())], is_raised);
+    }
 }
 
 fn watches(page: &mut Page, server: &Server) {
