@@ -3,7 +3,7 @@
 //! `/health`: does a linearizable read work (`?serializable=true`: a local one), and is no alarm raised
 //! (`?exclude=NOSPACE` leaves one out). `/livez`: should the process be restarted? `/readyz`: should it get traffic? The
 //! last two are sets of checks: `?verbose` shows each, `?exclude=` leaves one out, and each has a path of its own,
-//! such as `/readyz/linearizable_read`.
+//! such as `/readyz/linearizable_read`. A member that is in no cluster yet is not well, in all of them.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -78,6 +78,20 @@ fn checks(path: &str) -> Option<(&'static [Check], &str)> {
 /// Whether `path` is answered here.
 pub fn is_path(path: &str) -> bool {
     path == "/health" || checks(path).is_some()
+}
+
+/// Answers any path while this member is in no cluster, and waits for `what`.
+pub fn not_yet(path: &str, what: &str) -> Response<Body> {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    match path {
+        "/version" => version(),
+        "/health" => json_answer(
+            status,
+            json!({"health": "false", "reason": format!("NOT IN A CLUSTER YET: {what}")}),
+        ),
+        _ if checks(path).is_some() => plain(status, format!("[-]in_a_cluster failed: not yet: {what}\n")),
+        _ => plain(status, format!("not in a cluster yet: {what}\n")),
+    }
 }
 
 /// Answers `/health`, `/livez…` or `/readyz…`.

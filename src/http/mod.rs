@@ -17,6 +17,7 @@
 //! page may ask the other members, too; a `Host` outside
 //! `--host-whitelist` is turned away before anything is looked at.
 
+mod door;
 mod gateway;
 mod grpc;
 mod health;
@@ -40,6 +41,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service as _;
 
+pub use self::door::Door;
 use self::gateway::Gateway;
 use self::grpc::{Answer, Counted, Grpc};
 use self::kv::Plain;

@@ -37,7 +37,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -82,6 +82,8 @@ pub struct Meeting {
     pub join: Vec<String>,
     /// The state that this member was restored with, while no cluster was founded on it.
     pub restored: Option<PathBuf>,
+    /// Where it is told what this member waits for.
+    pub waits: Waits,
 }
 
 impl Meeting {
@@ -97,19 +99,40 @@ impl Meeting {
     }
 }
 
-/// Says now and then what stands in the way.
+/// What a member waits for while it is in no cluster, for whoever asks. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Waits(Arc<Mutex<String>>);
+
+impl Waits {
+    /// In words.
+    pub fn what(&self) -> String {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            what if what.is_empty() => "it starts".to_string(),
+            what => what.clone(),
+        }
+    }
+
+    fn set(&self, what: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what.to_string();
+    }
+}
+
+/// Says now and then what stands in the way, and at once to whoever asks.
 pub(super) struct Complaints {
+    waits: Waits,
     next: Instant,
 }
 
 impl Complaints {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(waits: &Waits) -> Self {
         Complaints {
+            waits: waits.clone(),
             next: Instant::now() + COMPLAIN,
         }
     }
 
     pub(super) fn hear(&mut self, problem: &str) {
+        self.waits.set(problem);
         if Instant::now() > self.next {
             tracing::warn!(%problem, "not yet in a cluster");
             self.next = Instant::now() + COMPLAIN;
@@ -131,7 +154,7 @@ pub async fn enter(
     let nobody = Identity::new(data_dir.member_id()?, 0, Box::new(|_| Ok(())));
     let peers = Peers::new(Arc::new(nobody), timing, tls, Arc::default());
     let request = join_request(meeting, data_dir.member_id()?, false);
-    let mut complaints = Complaints::new();
+    let mut complaints = Complaints::new(&meeting.waits);
     loop {
         match ask_for_place(&peers, meeting, &request).await {
             Ok(place) => {
@@ -194,7 +217,7 @@ async fn peer_urls_at(peers: &Peers, client_url: &str) -> Vec<String> {
 
 /// Returns when this member belongs to a cluster.
 pub async fn belong(replica: &Replica, meeting: &Meeting) -> anyhow::Result<()> {
-    let mut complaints = Complaints::new();
+    let mut complaints = Complaints::new(&meeting.waits);
     let mut quiet = Quiet::default();
     while !belongs(replica) {
         let done = match is_open(replica, meeting).await {
@@ -559,6 +582,7 @@ mod tests {
             founding_wait: Duration::from_secs(2),
             join: Vec::new(),
             restored: None,
+            waits: Waits::default(),
         }
     }
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::bootstrap::Complaints;
+use super::bootstrap::{Complaints, Waits};
 use crate::config::Discovery;
 use crate::dns::Resolver;
 
@@ -22,9 +22,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The peer URLs of all members, each also in the place of a name; none if a member that is `settled` gets no answer.
-pub async fn members(discovery: &Discovery, settled: bool) -> BTreeMap<String, Vec<String>> {
+pub async fn members(discovery: &Discovery, settled: bool, waits: &Waits) -> BTreeMap<String, Vec<String>> {
     let found = match settled {
-        false => until_there_are(discovery).await,
+        false => until_there_are(discovery, waits).await,
         true => match tokio::time::timeout(PATIENCE, urls(discovery)).await {
             Ok(Ok(urls)) => urls,
             Ok(Err(problem)) => without(&problem),
@@ -34,8 +34,8 @@ pub async fn members(discovery: &Discovery, settled: bool) -> BTreeMap<String, V
     found.into_iter().map(|url| (url.clone(), vec![url])).collect()
 }
 
-async fn until_there_are(discovery: &Discovery) -> Vec<String> {
-    let mut complaints = Complaints::new();
+async fn until_there_are(discovery: &Discovery, waits: &Waits) -> Vec<String> {
+    let mut complaints = Complaints::new(waits);
     loop {
         match urls(discovery).await {
             Ok(urls) => {

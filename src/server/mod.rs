@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use self::auth::{Caller, Credentials, Gate, Tokens};
 use self::backup::Backups;
 use self::bind::{Bound, Socket, bind};
-use self::bootstrap::Meeting;
+use self::bootstrap::{Meeting, Waits};
 use self::certificates::Certificates;
 use self::data_dir::DataDir;
 use self::disk::TimedFs;
@@ -55,7 +55,7 @@ use self::space::{Room, Space};
 use self::watches::Watches;
 use crate::config::{self, Config};
 use crate::error::Error;
-use crate::http::Port;
+use crate::http::{Door, Port};
 use crate::journal::Event;
 use crate::metrics::Metrics;
 use crate::pb::etcdserverpb::Member;
@@ -336,9 +336,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     }
     recover::at_start(&data_dir, config.force_new_cluster)?;
     let certificates = Certificates::open(&config, &config.data_dir)?;
+    let waits = Waits::default();
     let listeners = Listeners {
         clients: Bound::encrypt(clients, certificates.clients.as_ref())?,
-        metrics: Bound::encrypt(metrics_only, certificates.clients.as_ref())?,
+        metrics: Early::serve(
+            Bound::encrypt(metrics_only, certificates.clients.as_ref())?,
+            &config,
+            waits.clone(),
+        ),
     };
     let peers = Bound::encrypt(peers, certificates.peers.as_ref())?;
     let shown = [("client", certificates.clients), ("peer", certificates.peers)];
@@ -350,11 +355,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     if let Some(discovery) = &config.discovery {
         tokio::select! {
-            members = discovery::members(discovery, data_dir.cluster_id()? != 0) => config.initial_cluster = members,
+            members = discovery::members(discovery, data_dir.cluster_id()? != 0, &waits) => config.initial_cluster = members,
             () = signals.stop() => return Ok(()),
         }
     }
-    let meeting = meeting(&config, &data_dir)?;
+    let meeting = meeting(&config, &data_dir, waits)?;
     tokio::select! {
         entered = bootstrap::enter(&data_dir, &meeting, timing(&config), to_peers.clone()) => entered?,
         () = signals.stop() => return Ok(()),
@@ -486,7 +491,26 @@ fn follow(replica: Replica, meeting: &Meeting) -> watch::Receiver<bool> {
 /// What clients, and those who look after the member, connect to.
 struct Listeners {
     clients: Vec<Socket>,
-    metrics: Vec<Socket>,
+    metrics: Early,
+}
+
+/// The metrics ports, which answer from the start.
+struct Early {
+    door: Door,
+    tasks: Tasks,
+    stop: watch::Sender<bool>,
+}
+
+impl Early {
+    fn serve(sockets: Vec<Socket>, config: &Config, waits: Waits) -> Self {
+        let door = Door::new(config.http.clone(), waits);
+        let (stop, stopping) = watch::channel(false);
+        Early {
+            tasks: listen::serve(sockets, config.connections, door.clone(), &stopping),
+            door,
+            stop,
+        }
+    }
 }
 
 /// From belonging to a cluster to having left it.
@@ -545,13 +569,9 @@ async fn serve_clients(
     let (stop, stopping) = watch::channel(false);
     let port = Port::for_clients(&server, config.http.clone())?;
     let mut tasks = listen::serve(listeners.clients, config.connections, port, &stopping);
-    let port = Port::for_metrics(&server, config.http.clone());
-    tasks.extend(listen::serve(
-        listeners.metrics,
-        config.connections,
-        port,
-        &stopping,
-    ));
+    let metrics = listeners.metrics;
+    metrics.door.open(Port::for_metrics(&server, config.http.clone()));
+    tasks.extend(metrics.tasks);
     tracing::info!(name = %config.name, addresses = addresses.join(","), "ready to serve client requests");
     server.metrics.journal.record(Event::Serving {});
     let end = ending.comes().await;
@@ -566,6 +586,7 @@ async fn serve_clients(
     server.watches.close();
     server.observatory.close();
     stop.send_replace(true);
+    metrics.stop.send_replace(true);
     let drained = tokio::time::timeout(DRAIN, futures::future::join_all(tasks)).await;
     if drained.is_err() {
         tracing::warn!("requests still under way are cut off");
@@ -588,7 +609,7 @@ fn timing(config: &Config) -> Timing {
     }
 }
 
-fn meeting(config: &Config, data_dir: &DataDir) -> anyhow::Result<Meeting> {
+fn meeting(config: &Config, data_dir: &DataDir, waits: Waits) -> anyhow::Result<Meeting> {
     let introduction = introduction(config, data_dir);
     let restored = data_dir.restored();
     let existing_only = config.initial_cluster_existing || !config.join.is_empty();
@@ -607,6 +628,7 @@ fn meeting(config: &Config, data_dir: &DataDir) -> anyhow::Result<Meeting> {
         founding_wait: config.founding_wait,
         join: config.join.clone(),
         restored,
+        waits,
     })
 }
 

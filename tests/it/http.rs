@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::http::{Answer, Http, ask, get};
-use crate::support::process::wait_for;
+use crate::support::process::{free_port, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_says_why_a_member_is_not_well() {
@@ -60,6 +60,41 @@ async fn health_says_why_a_member_is_not_well() {
     );
     assert_eq!(get(&url, "/readyz/serializable_read").await.status, 200);
     assert_eq!(get(&url, "/readyz?exclude=linearizable_read").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_waits_for_its_cluster_says_so_and_for_whom() {
+    let mut cluster = Cluster::prepare(2, &[]).await;
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    cluster.set_flags(&["--listen-metrics-urls", &url]);
+    cluster.spawn(0);
+    wait_for(PATIENCE, "the member to listen", || async {
+        TcpStream::connect(("127.0.0.1", port)).await.ok()
+    })
+    .await;
+    let answer = wait_for(PATIENCE, "the member to miss the other one", || async {
+        let answer = get(&url, "/livez").await;
+        answer.text().contains("waiting for n2").then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.text().starts_with("[-]in_a_cluster failed: not yet: "),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(get(&url, "/readyz/serializable_read").await.status, 503);
+    assert_eq!(get(&url, "/metrics").await.status, 503);
+    let health = get(&url, "/health").await;
+    assert_eq!((health.status, &health.json()["health"]), (503, &"false".into()));
+    assert_eq!(get(&url, "/version").await.status, 200);
+
+    cluster.set_flags(&[]);
+    cluster.spawn(1);
+    cluster.await_ready().await;
+    assert_eq!(get(&url, "/livez").await.text(), "ok\n");
+    assert_eq!(get(&url, "/metrics").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
