@@ -7,6 +7,7 @@
 //! are none left, accepting waits.
 
 mod authority;
+mod together;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::either::Either;
 
 use self::authority::Lenient;
+use self::together::{Begun, Together};
 use super::Tasks;
 use super::bind::Socket;
 use crate::config::Connections;
@@ -98,18 +100,17 @@ pub fn serve<B>(
 where
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let builder = builder(connections);
     sockets
         .into_iter()
         .map(|socket| {
-            let accepting = accept(socket, builder.clone(), service.clone(), stopping.clone());
+            let accepting = accept(socket, connections, service.clone(), stopping.clone());
             tokio::spawn(accepting)
         })
         .collect()
 }
 
-fn builder(connections: Connections) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(connections: Connections, begun: Begun) -> auto::Builder<Begun> {
+    let mut builder = auto::Builder::new(begun);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -129,7 +130,7 @@ fn builder(connections: Connections) -> auto::Builder<TokioExecutor> {
 
 async fn accept<B>(
     Socket { listener, tls }: Socket,
-    builder: auto::Builder<TokioExecutor>,
+    bounds: Connections,
     service: impl Answers<B>,
     mut stopping: watch::Receiver<bool>,
 ) where
@@ -142,8 +143,8 @@ async fn accept<B>(
             () = stopped(&mut stopping) => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (builder, service, tls) = (builder.clone(), service.clone(), tls.clone());
-                    connections.spawn(async move { converse(stream, tls.as_deref(), &builder, service, &mut told).await });
+                    let (service, tls) = (service.clone(), tls.clone());
+                    connections.spawn(async move { converse(stream, tls.as_deref(), bounds, service, &mut told).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -162,7 +163,7 @@ async fn accept<B>(
 async fn converse<B>(
     stream: TcpStream,
     tls: Option<&ServerTls>,
-    builder: &auto::Builder<TokioExecutor>,
+    bounds: Connections,
     service: impl Answers<B>,
     stopping: &mut watch::Receiver<bool>,
 ) where
@@ -189,13 +190,15 @@ async fn converse<B>(
         Err(_) => return,
     };
     let service = Named { inner: service, name };
-    let mut connection =
-        pin!(builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service));
+    let begun = Begun::default();
+    let builder = builder(bounds, begun.clone());
+    let connection = builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service);
+    let mut together = Together::new(connection, begun);
     let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
+        outcome = &mut together => outcome,
         () = &mut stop => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            together.connection().graceful_shutdown();
+            together.await
         }
     };
     if let Err(error) = outcome {

@@ -1,0 +1,94 @@
+//! A connection and its requests as one task.
+//!
+//! hyper would give each request of an HTTP/2 connection a task of its own. Its answer then wakes the connection's task,
+//! perhaps on another core, which sends what it finds: often one answer, with a call of the system for it. Here one task
+//! drives the connection *and* its requests: those that can go on do so first, then everything that they have to say is
+//! sent at once. In return the requests of one connection share a core, so work that takes long is not done in a handler
+//! itself, but by a task or thread that the handler waits for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::task::unconstrained;
+
+/// After as many turns of a connection that always has new requests, other tasks have theirs.
+const TURNS: usize = 4;
+
+type Request = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where hyper puts the requests of one connection as they begin: what it calls an executor.
+#[derive(Clone, Default)]
+pub struct Begun(Arc<Mutex<Vec<Request>>>);
+
+impl Begun {
+    fn lock(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
+    fn execute(&self, request: F) {
+        self.lock().push(Box::pin(request));
+    }
+}
+
+/// A connection and its requests, until the connection ends; requests that are left are then dropped.
+pub struct Together<C> {
+    connection: Pin<Box<C>>,
+    begun: Begun,
+    running: FuturesUnordered<Request>,
+}
+
+impl<C: Future> Together<C> {
+    /// Drives a `connection` whose executor is `begun`.
+    pub fn new(connection: C, begun: Begun) -> Self {
+        Together {
+            connection: Box::pin(connection),
+            begun,
+            running: FuturesUnordered::new(),
+        }
+    }
+
+    /// The connection.
+    pub fn connection(&mut self) -> Pin<&mut C> {
+        self.connection.as_mut()
+    }
+
+    /// Lets every request go on that can. Their number is bounded, so they need no budget of tokio's.
+    fn poll_running(&mut self, cx: &mut Context<'_>) {
+        let running = &mut self.running;
+        let ended = std::future::poll_fn(|cx| running.poll_next_unpin(cx));
+        let mut ended = std::pin::pin!(unconstrained(ended));
+        while let Poll::Ready(Some(())) = ended.as_mut().poll(cx) {}
+    }
+
+    /// Whether there were any.
+    fn take_begun(&mut self) -> bool {
+        let begun = std::mem::take(&mut *self.begun.lock());
+        let any = !begun.is_empty();
+        self.running.extend(begun);
+        any
+    }
+}
+
+impl<C: Future> Future for Together<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        for _ in 0..TURNS {
+            self.poll_running(cx);
+            if let Poll::Ready(outcome) = self.connection.as_mut().poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            if !self.take_begun() {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
