@@ -2,7 +2,8 @@
 //!
 //! Apply never waits here. A feed that is full forgets everything and says so with a [`News::Jump`]; so does the
 //! install of a snapshot, which applies no commands. After a jump the listener reads from the store what it was not
-//! told.
+//! told. While there is no audience, nobody who would be told, the listener is left to sleep; it begins with a jump when
+//! there is one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,6 +44,8 @@ struct Shared {
 struct Queue {
     /// Nothing is kept before somebody listens.
     open: bool,
+    /// Whether the listener has anybody to tell.
+    audience: bool,
     waiting: VecDeque<News>,
     bytes: usize,
 }
@@ -64,7 +67,7 @@ impl Feed {
             return;
         }
         queue.bytes += EVENT + size(&changes.events);
-        if queue.bytes > LIMIT {
+        if queue.bytes > LIMIT || !queue.audience {
             drop(queue);
             return self.jump(changes.last);
         }
@@ -81,9 +84,24 @@ impl Feed {
         }
         let forgotten = std::mem::replace(&mut queue.waiting, VecDeque::from([News::Jump(revision)]));
         queue.bytes = EVENT;
+        let audience = queue.audience;
         drop(queue);
         drop(forgotten);
-        self.shared.news.notify_one();
+        if audience {
+            self.shared.news.notify_one();
+        }
+    }
+
+    /// Whether there is anybody to tell, from now on: then everything from now on is told, and before it that there was
+    /// something else, if there was.
+    pub fn set_audience(&self, audience: bool) {
+        let mut queue = self.queue();
+        let came = !std::mem::replace(&mut queue.audience, audience) && audience;
+        let any = !queue.waiting.is_empty();
+        drop(queue);
+        if came && any {
+            self.shared.news.notify_one();
+        }
     }
 
     /// From now on news are kept for [`Feed::next`].
@@ -94,11 +112,15 @@ impl Feed {
     /// The next news, if there are any within `patience`.
     pub fn next(&self, patience: Duration) -> Option<News> {
         let queue = self.queue();
+        let nothing_to_tell = |queue: &mut Queue| queue.waiting.is_empty() || !queue.audience;
         let waited = self
             .shared
             .news
-            .wait_timeout_while(queue, patience, |queue| queue.open && queue.waiting.is_empty());
+            .wait_timeout_while(queue, patience, |queue| queue.open && nothing_to_tell(queue));
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if nothing_to_tell(&mut queue) {
+            return None;
+        }
         let news = queue.waiting.pop_front()?;
         queue.bytes -= match &news {
             News::Changes(changes, _) => EVENT + size(&changes.events),
@@ -164,6 +186,7 @@ mod tests {
         let publish = |revision| feed.publish(changes(revision, 1), || store.view());
         publish(2);
         feed.listen();
+        feed.set_audience(true);
         publish(3);
         publish(4);
         assert_eq!(next(&feed), Some(Told::Changes(changes(3, 1))));
@@ -175,10 +198,32 @@ mod tests {
     }
 
     #[test]
+    fn without_an_audience_it_is_enough_to_know_where_the_store_is() {
+        let (feed, store) = (Feed::default(), store());
+        let publish = |revision| feed.publish(changes(revision, 1), || store.view());
+        feed.listen();
+        publish(2);
+        publish(3);
+        assert_eq!(next(&feed), None);
+        feed.set_audience(true);
+        publish(4);
+        assert_eq!(next(&feed), Some(Told::Jump(3)));
+        assert_eq!(next(&feed), Some(Told::Changes(changes(4, 1))));
+        publish(5);
+        feed.set_audience(false);
+        assert_eq!(next(&feed), None);
+        publish(6);
+        feed.set_audience(true);
+        assert_eq!(next(&feed), Some(Told::Jump(6)));
+        assert_eq!(next(&feed), None);
+    }
+
+    #[test]
     fn a_full_feed_forgets_and_says_so() {
         let (feed, store) = (Feed::default(), store());
         let publish = |revision, value| feed.publish(changes(revision, value), || store.view());
         feed.listen();
+        feed.set_audience(true);
         for revision in 2..7 {
             publish(revision, LIMIT / 4);
         }

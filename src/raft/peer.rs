@@ -252,15 +252,8 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::ForwardReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
-        let proposals = request
-            .commands
-            .into_iter()
-            .map(|command| self.replica.propose_forwarded(command));
-        let results = futures::future::join_all(proposals)
-            .await
-            .into_iter()
-            .map(Forwarded::into_wire)
-            .collect();
+        let answers = self.replica.propose_forwarded(request.commands).await;
+        let results = answers.into_iter().map(Forwarded::into_wire).collect();
         Ok(Response::new(peer::ForwardReply { results }))
     }
 

@@ -17,10 +17,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use openraft::Instant as _;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
 use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
@@ -158,12 +159,9 @@ pub enum ProposeError {
 }
 
 /// What became of a command that another member forwarded.
-pub type Forwarded = ForwardedResult;
+pub struct Forwarded(pub Result<Reply, ProposeError>);
 
-/// See [`Forwarded`].
-pub struct ForwardedResult(pub Result<Reply, ProposeError>);
-
-impl ForwardedResult {
+impl Forwarded {
     /// For the wire.
     pub fn into_wire(self) -> peer::Forwarded {
         use peer::forwarded::Result as Wire;
@@ -184,6 +182,25 @@ impl ForwardedResult {
             Some(Wire::Unknown(why)) => Err(ProposeError::Unknown(why)),
             None => Err(ProposeError::Unknown("the leader's answer is empty".to_string())),
         }
+    }
+}
+
+/// What became of one of several proposals.
+fn written_answer(
+    written: Result<openraft::raft::WriteResult<Types>, Fatal<Types>>,
+) -> Result<Reply, ProposeError> {
+    match written {
+        Ok(Ok(written)) => Ok(written.response),
+        Ok(Err(error)) => Err(refused(error)),
+        Err(fatal) => Err(ProposeError::Unknown(fatal.to_string())),
+    }
+}
+
+/// Why Raft did not carry a proposal through.
+fn refused(error: ClientWriteError<Types>) -> ProposeError {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => ProposeError::NotProposed(forward.to_string()),
+        error => ProposeError::Unknown(error.to_string()),
     }
 }
 
@@ -490,16 +507,28 @@ impl Replica {
     pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
         match self.inner.raft.client_write(CommandBytes(command)).await {
             Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(ProposeError::NotProposed(forward.to_string()))
-            }
-            Err(error) => Err(ProposeError::Unknown(error.to_string())),
+            Err(RaftError::APIError(error)) => Err(refused(error)),
+            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Unknown(fatal.to_string())),
         }
     }
 
-    /// Proposes what another member forwarded.
-    pub async fn propose_forwarded(&self, command: Bytes) -> Forwarded {
-        ForwardedResult(self.propose(command).await)
+    /// Proposes what another member forwarded, all in one go. An answer for each, in their order.
+    pub async fn propose_forwarded(&self, commands: Vec<Bytes>) -> Vec<Forwarded> {
+        let count = commands.len();
+        let mut answers = match self
+            .inner
+            .raft
+            .client_write_many(commands.into_iter().map(CommandBytes))
+            .await
+        {
+            Ok(written) => written.map(written_answer).map(Forwarded).collect().await,
+            Err(_) => Vec::new(),
+        };
+        // What is left has no answer because Raft stopped.
+        answers.resize_with(count, || {
+            Forwarded(Err(ProposeError::Unknown("the leader is stopping".to_string())))
+        });
+        answers
     }
 
     /// Hands commands to the leader, in one request. An error counts for every one of them.
@@ -524,7 +553,7 @@ impl Replica {
                 .into_inner()
                 .results
                 .into_iter()
-                .map(ForwardedResult::from_wire)
+                .map(Forwarded::from_wire)
                 .collect()),
             Ok(Err(status)) if never_sent(&status) => Err(ProposeError::NotProposed(status.to_string())),
             Ok(Err(status)) => Err(ProposeError::Unknown(status.to_string())),

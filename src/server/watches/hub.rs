@@ -35,7 +35,7 @@ use crate::metrics::Metrics;
 use crate::mvcc::Versions;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchResponse};
-use crate::raft::feed::News;
+use crate::raft::feed::{Feed, News};
 use crate::server::auth::Caller;
 use crate::state::auth::{Access, Auth, Who};
 use crate::state::{Changes, Reader};
@@ -67,6 +67,8 @@ pub struct Options {
 pub struct Hub {
     state: Mutex<State>,
     reader: Reader,
+    /// Told whether there is anybody to tell.
+    feed: Feed,
     metrics: Arc<Metrics>,
     options: Options,
     /// Rung when there is something to catch up on.
@@ -170,7 +172,7 @@ struct Group {
 
 impl Hub {
     /// No watchers yet.
-    pub fn new(reader: Reader, metrics: Arc<Metrics>, options: Options) -> Hub {
+    pub fn new(reader: Reader, feed: Feed, metrics: Arc<Metrics>, options: Options) -> Hub {
         let state = State {
             streams: HashMap::new(),
             watchers: HashMap::new(),
@@ -184,6 +186,7 @@ impl Hub {
         Hub {
             state: Mutex::new(state),
             reader,
+            feed,
             metrics,
             options,
             alarm: Arc::default(),
@@ -243,6 +246,7 @@ impl Hub {
         for number in gone.watchers.into_values() {
             state.drop_watcher(number);
         }
+        self.feed.set_audience(!state.watchers.is_empty());
     }
 
     /// Ends every stream, and those to come.
@@ -264,7 +268,8 @@ impl Hub {
     ) {
         let mut state = self.lock();
         self.hold_against_auth(&mut state);
-        // Under the lock, so that nothing is told between this revision and the watcher's entry.
+        // From here on everything is told. Under the lock, so that it is not between this revision and the watcher's entry.
+        self.feed.set_audience(true);
         let revision = self.reader.revision().max(state.revision);
         let mut answer = WatchResponse {
             created: true,
@@ -294,6 +299,7 @@ impl Hub {
                 outbox.push(Message::new(revision, answer));
             }
         }
+        self.feed.set_audience(!state.watchers.is_empty());
     }
 
     /// Removes a watcher, and says so; an unknown one is not answered.
@@ -303,6 +309,7 @@ impl Hub {
         if let Some(outbox) = state.remove(stream, id) {
             outbox.push(Message::new(revision, canceled(id)));
         }
+        self.feed.set_audience(!state.watchers.is_empty());
     }
 
     /// Tells a stream how far all of its watchers were told everything, unless there is none, or one of them lags; or one

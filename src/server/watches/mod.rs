@@ -80,7 +80,7 @@ impl Watches {
         options: Options,
     ) -> Watches {
         feed.listen();
-        let hub = Arc::new(Hub::new(reader, metrics, options));
+        let hub = Arc::new(Hub::new(reader, feed.clone(), metrics, options));
         let stopping = Arc::new(AtomicBool::new(false));
         let thread = |name: &str, work: Box<dyn Fn() -> storage::Result<()> + Send>| {
             let (stopping, failure) = (stopping.clone(), failure.clone());

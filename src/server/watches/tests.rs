@@ -20,7 +20,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::pb::pontoon::command::{Command, command::Op};
-use crate::raft::feed::News;
+use crate::raft::feed::{Feed, News};
 use crate::state::{self, Changes, Place, Saver, State, View};
 use crate::storage::{Engine, Memory};
 
@@ -53,7 +53,7 @@ impl World {
         };
         World {
             saver: state.saver(),
-            hub: Hub::new(state.reader(), Default::default(), options),
+            hub: Hub::new(state.reader(), Feed::default(), Default::default(), options),
             state,
             engine,
             untold: VecDeque::new(),
