@@ -20,7 +20,8 @@ use crate::state::{self, ReadError};
 /// How often a physical compaction looks whether the space is reclaimed.
 const RECLAIM_CHECK: Duration = Duration::from_millis(5);
 
-/// The KV service.
+/// The KV service. Cheap to clone.
+#[derive(Clone)]
 pub struct Kv {
     server: Server,
 }
@@ -34,6 +35,20 @@ impl Kv {
     /// The answer's header: its revision came from the state, the rest is this member's.
     fn complete(&self, given: Option<ResponseHeader>) -> Option<ResponseHeader> {
         Some(header(&self.server, given.map_or(0, |header| header.revision)))
+    }
+
+    async fn read_range(&self, who: &Credentials, request: &RangeRequest) -> Result<RangeResponse, Status> {
+        let answer = self
+            .server
+            .read_as(
+                who,
+                |auth, who| auth.permit_range(who, request),
+                |reader| Ok::<_, ReadError>(reader.range(request)),
+            )
+            .await
+            .map_err(|error| read_error(&self.server, error))?;
+        self.server.metrics().ranges.increment();
+        answer.map_err(|error| read_error(&self.server, error))
     }
 
     async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {
@@ -62,6 +77,14 @@ impl Kv {
     }
 }
 
+/// Has what may take long done by a task of its own: the requests of one connection share one.
+async fn aside<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_| Err(status(Error::Stopped)))
+}
+
 #[tonic::async_trait]
 impl Service for Kv {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
@@ -74,17 +97,12 @@ impl Service for Kv {
         if !request.serializable {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        let answer = self
-            .server
-            .read_as(
-                &who,
-                |auth, who| auth.permit_range(who, &request),
-                |reader| Ok::<_, ReadError>(reader.range(&request)),
-            )
-            .await
-            .map_err(|error| read_error(&self.server, error))?;
-        self.server.metrics().ranges.increment();
-        let mut response = answer.map_err(|error| read_error(&self.server, error))?;
+        let mut response = if request.range_end.is_empty() {
+            self.read_range(&who, &request).await?
+        } else {
+            let kv = self.clone();
+            aside(async move { kv.read_range(&who, &request).await }).await?
+        };
         response.header = self.complete(response.header);
         Ok(Response::new(response))
     }
@@ -179,7 +197,8 @@ impl Service for Kv {
         let request = request.into_inner();
         state::check_txn(&request, self.server.limits().txn_ops as usize).map_err(status)?;
         let mut response = if state::is_read_only(&request) {
-            self.read_txn(&who, &request).await?
+            let kv = self.clone();
+            aside(async move { kv.read_txn(&who, &request).await }).await?
         } else {
             match self
                 .server

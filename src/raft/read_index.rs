@@ -96,6 +96,11 @@ impl Rounds {
 async fn run(mut queue: mpsc::Receiver<Waiter>, raft: Raft, voters: Arc<impl AskVote>, limit: Duration) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, WAITERS).await > 0 {
+        // Reads that are about to come, come along.
+        tokio::task::yield_now().await;
+        while let Ok(waiter) = queue.try_recv() {
+            waiting.push(waiter);
+        }
         let result = round(&raft, &*voters, limit).await;
         for waiter in waiting.drain(..) {
             // A reader that gave up is no concern of the others.

@@ -218,6 +218,8 @@ async fn next_batch(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiti
         Some(held) => held,
         None => queue.recv().await?,
     };
+    // Commands that are about to come, come along.
+    tokio::task::yield_now().await;
     let mut bytes = first.command.len();
     let mut batch = vec![first];
     while batch.len() < BATCH_COMMANDS {

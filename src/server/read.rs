@@ -75,6 +75,11 @@ impl Barrier {
 async fn ask_for_all(replica: Replica, mut queue: mpsc::Receiver<Waiter>) {
     let mut waiting = Vec::new();
     while queue.recv_many(&mut waiting, WAITERS).await > 0 {
+        // Reads that are about to come, come along.
+        tokio::task::yield_now().await;
+        while let Ok(waiter) = queue.try_recv() {
+            waiting.push(waiter);
+        }
         let index = ask_until_answered(&replica, &mut waiting).await;
         for waiter in waiting.drain(..) {
             // A read that gave up is no concern of the others.

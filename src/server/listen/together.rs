@@ -8,11 +8,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::task::AtomicWaker;
 use tokio::task::unconstrained;
 
 /// After as many turns of a connection that always has new requests, other tasks have theirs.
@@ -36,11 +38,27 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Begun {
     }
 }
 
+/// Wakes the task for its requests, and remembers it: a request may be woken while it runs, by what it hands to h2, and
+/// the set of requests ends its turn after two such.
+#[derive(Default)]
+struct Bell {
+    rung: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
 /// A connection and its requests, until the connection ends; requests that are left are then dropped.
 pub struct Together<C> {
     connection: Pin<Box<C>>,
     begun: Begun,
     running: FuturesUnordered<Request>,
+    bell: Arc<Bell>,
 }
 
 impl<C: Future> Together<C> {
@@ -50,6 +68,7 @@ impl<C: Future> Together<C> {
             connection: Box::pin(connection),
             begun,
             running: FuturesUnordered::new(),
+            bell: Arc::default(),
         }
     }
 
@@ -60,10 +79,18 @@ impl<C: Future> Together<C> {
 
     /// Lets every request go on that can. Their number is bounded, so they need no budget of tokio's.
     fn poll_running(&mut self, cx: &mut Context<'_>) {
-        let running = &mut self.running;
-        let ended = std::future::poll_fn(|cx| running.poll_next_unpin(cx));
-        let mut ended = std::pin::pin!(unconstrained(ended));
-        while let Poll::Ready(Some(())) = ended.as_mut().poll(cx) {}
+        self.bell.task.register(cx.waker());
+        let waker = Waker::from(self.bell.clone());
+        let mut cx = Context::from_waker(&waker);
+        for _ in 0..=self.running.len() {
+            self.bell.rung.store(false, Ordering::Release);
+            let ended = std::future::poll_fn(|cx| self.running.poll_next_unpin(cx));
+            let mut ended = std::pin::pin!(unconstrained(ended));
+            while let Poll::Ready(Some(())) = ended.as_mut().poll(&mut cx) {}
+            if !self.bell.rung.load(Ordering::Acquire) {
+                break;
+            }
+        }
     }
 
     /// Whether there were any.
