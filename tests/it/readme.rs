@@ -135,12 +135,6 @@ async fn every_shell_block_of_the_readme_does_what_it_says() {
                 println!("curl is not installed: its block is left out");
             }
             _ => {
-                // Nobody types the next line within a millisecond: a write that is under way to the leader at the
-                // moment of its death has an unknown outcome, which is not what the block is about.
-                let block = match kind.as_str() {
-                    "break" => block.replacen('\n', "\nsleep 1\n", 1),
-                    _ => block,
-                };
                 let output = shell(dir.path(), &ports, &block).output().expect("a shell");
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
                 let errors = String::from_utf8_lossy(&output.stderr);
