@@ -9,6 +9,7 @@ pub mod fs;
 pub mod keys;
 mod memory;
 mod sled;
+mod values;
 pub mod wal;
 
 use std::ops::Range;

@@ -1,0 +1,341 @@
+//! Large values, beside the engine's tree: appended to files, each written once, and found again by their place.
+//!
+//! A tree on disk rewrites a leaf whenever something in it changes, and keeps in memory what was read of it. For small
+//! values that is cheap. Large ones lie here instead, and the tree has their places:
+//!
+//! ```text
+//! file   = record …                                       numbered; the newest is appended to
+//! record = key length u32 | value length u32 | key | value                        (little-endian)
+//! place  = file u32 | offset of the value u32 | length u32 | crc u32     crc: CRC-32C of the value
+//! ```
+//!
+//! What the tree has no place for is dead. When less than half of a full file's worth is alive in a file, the rest is
+//! appended again, by key, and the file goes ([`Values::wasteful`], [`Values::record`]).
+//!
+//! **Crashes.** A value is in its file before the tree has its place, so after a kill the tree's places are good. What
+//! the tree does not know of is dead, and may end in the middle of a record: each start begins a new file.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::fs::{File, Fs, RealFs};
+
+/// A file that has grown to this is full; so few in tests that there are many.
+const FILE_BYTES: u64 = if cfg!(test) { 2 << 10 } else { 64 << 20 };
+/// Before the key of a record.
+const HEAD: usize = 8;
+
+/// Where a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    file: u32,
+    offset: u32,
+    length: u32,
+    crc: u32,
+}
+
+impl Place {
+    /// Bytes of an encoded place.
+    pub(super) const BYTES: usize = 16;
+
+    /// As the tree has it.
+    pub(super) fn encode(&self, out: &mut impl BufMut) {
+        for number in [self.file, self.offset, self.length, self.crc] {
+            out.put_u32_le(number);
+        }
+    }
+
+    /// Reads what [`Place::encode`] wrote.
+    pub(super) fn decode(mut bytes: &[u8]) -> Option<Place> {
+        (bytes.len() == Place::BYTES).then(|| Place {
+            file: bytes.get_u32_le(),
+            offset: bytes.get_u32_le(),
+            length: bytes.get_u32_le(),
+            crc: bytes.get_u32_le(),
+        })
+    }
+
+    fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.length)
+    }
+}
+
+/// A file of records.
+struct ValueFile {
+    file: Arc<dyn File>,
+    length: u64,
+    /// Bytes of it that the tree has places for.
+    live: u64,
+}
+
+/// A record that was found in a file.
+pub(super) struct Found {
+    /// The key that it was written for.
+    pub(super) key: Bytes,
+    /// Where its value begins, in which file.
+    at: (u32, u32),
+    /// Where the next record begins.
+    pub(super) next: u64,
+}
+
+impl Found {
+    /// Whether a place is that of its value.
+    pub(super) fn is_at(&self, place: &Place) -> bool {
+        self.at == (place.file, place.offset)
+    }
+}
+
+/// The files. One caller appends and removes, any number read.
+pub(super) struct Values {
+    dir: PathBuf,
+    files: RwLock<BTreeMap<u32, ValueFile>>,
+}
+
+fn name(number: u32) -> String {
+    format!("{number:08x}.values")
+}
+
+fn parse_name(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".values").filter(|digits| digits.len() == 8)?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+fn damaged(place: &Place, what: &str) -> io::Error {
+    let text = format!("{} at {}: {what}", name(place.file), place.offset);
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+impl Values {
+    /// Opens the files in `dir`, none of which has anything alive in it until it is told by [`Values::keep`].
+    pub(super) fn open(dir: &Path) -> io::Result<Values> {
+        std::fs::create_dir_all(dir)?;
+        let mut files = BTreeMap::new();
+        for number in RealFs.list(dir)?.iter().filter_map(|name| parse_name(name)) {
+            let file: Arc<dyn File> = RealFs.open(&dir.join(name(number)))?.into();
+            let length = file.length()?;
+            let live = 0;
+            files.insert(number, ValueFile { file, length, live });
+        }
+        let values = Values {
+            dir: dir.to_path_buf(),
+            files: RwLock::new(files),
+        };
+        values.begin_file()?;
+        Ok(values)
+    }
+
+    fn files(&self) -> RwLockReadGuard<'_, BTreeMap<u32, ValueFile>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, BTreeMap<u32, ValueFile>> {
+        self.files.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins the next file.
+    fn begin_file(&self) -> io::Result<()> {
+        let number = self.newest().0 + 1;
+        let file = RealFs.create(&self.dir.join(name(number)))?.into();
+        let (length, live) = (0, 0);
+        self.lock().insert(number, ValueFile { file, length, live });
+        Ok(())
+    }
+
+    /// The newest file's number and length.
+    fn newest(&self) -> (u32, u64) {
+        let files = self.files();
+        files
+            .last_key_value()
+            .map_or((0, 0), |(number, file)| (*number, file.length))
+    }
+
+    /// Writes a value behind the last.
+    pub(super) fn append(&self, key: &[u8], value: &[u8]) -> io::Result<Place> {
+        if self.newest().1 >= FILE_BYTES {
+            self.begin_file()?;
+        }
+        let (number, at) = self.newest();
+        let length =
+            |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::Error::other("too large a value"));
+        let mut record = BytesMut::with_capacity(HEAD + key.len() + value.len());
+        record.put_u32_le(length(key)?);
+        record.put_u32_le(length(value)?);
+        record.put_slice(key);
+        record.put_slice(value);
+        if let Some(file) = self.file(number) {
+            file.write_at(at, &record)?;
+        }
+        if let Some(file) = self.lock().get_mut(&number) {
+            file.length = at + record.len() as u64;
+            file.live += value.len() as u64;
+        }
+        Ok(Place {
+            file: number,
+            offset: (at + (HEAD + key.len()) as u64) as u32,
+            length: length(value)?,
+            crc: crc32c::crc32c(value),
+        })
+    }
+
+    fn file(&self, number: u32) -> Option<Arc<dyn File>> {
+        self.files().get(&number).map(|file| file.file.clone())
+    }
+
+    /// The value at a place; nothing if its file is gone, as what was alive in it is elsewhere now.
+    pub(super) fn read(&self, place: &Place) -> io::Result<Option<Bytes>> {
+        let Some(file) = self.file(place.file) else {
+            return Ok(None);
+        };
+        let value = file.read_at(u64::from(place.offset), place.length as usize)?;
+        match crc32c::crc32c(&value) == place.crc {
+            true => Ok(Some(value)),
+            false => Err(damaged(place, "the value is not what was written")),
+        }
+    }
+
+    /// The tree has this place.
+    pub(super) fn keep(&self, place: &Place) -> io::Result<()> {
+        let mut files = self.lock();
+        let file = files
+            .get_mut(&place.file)
+            .filter(|file| place.end() <= file.length);
+        let file = file.ok_or_else(|| damaged(place, "the file is gone, or ends before that"))?;
+        file.live += u64::from(place.length);
+        Ok(())
+    }
+
+    /// The tree does not have this place any more.
+    pub(super) fn release(&self, place: &Place) {
+        if let Some(file) = self.lock().get_mut(&place.file) {
+            file.live = file.live.saturating_sub(u64::from(place.length));
+        }
+    }
+
+    /// Bytes on disk.
+    pub(super) fn size(&self) -> u64 {
+        self.files().values().map(|file| file.length).sum()
+    }
+
+    /// The oldest file that is not worth its space: its records are to be looked through, and it is to be removed.
+    pub(super) fn wasteful(&self) -> Option<u32> {
+        let files = self.files();
+        let (newest, _) = files.last_key_value()?;
+        let mut older = files.range(..newest);
+        let found = older.find(|(_, file)| file.live < FILE_BYTES / 2);
+        found.map(|(number, _)| *number)
+    }
+
+    /// The record at an offset in a file; nothing behind the last.
+    pub(super) fn record(&self, number: u32, at: u64) -> io::Result<Option<Found>> {
+        let files = self.files();
+        let Some(ValueFile { file, length, .. }) = files.get(&number) else {
+            return Ok(None);
+        };
+        let key_at = at + HEAD as u64;
+        if key_at > *length {
+            return Ok(None);
+        }
+        let mut head = file.read_at(at, HEAD)?;
+        let (key, value) = (head.get_u32_le(), head.get_u32_le());
+        let value_at = key_at + u64::from(key);
+        let next = value_at + u64::from(value);
+        if next > *length {
+            return Ok(None);
+        }
+        Ok(Some(Found {
+            key: file.read_at(key_at, key as usize)?,
+            at: (number, value_at as u32),
+            next,
+        }))
+    }
+
+    /// Removes a file. Who reads from it finishes.
+    pub(super) fn remove(&self, number: u32) -> io::Result<()> {
+        self.lock().remove(&number);
+        RealFs.remove(&self.dir.join(name(number)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path) -> Values {
+        Values::open(dir).expect("opened")
+    }
+
+    #[test]
+    fn a_value_is_found_by_its_place_also_after_a_reopen() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let values = open(dir.path());
+        let written: Vec<(Place, Vec<u8>)> = (0..9u8)
+            .map(|number| {
+                let value = vec![number; 300 * usize::from(number)];
+                (values.append(&[number], &value).expect("written"), value)
+            })
+            .collect();
+        let reopened = open(dir.path());
+        for (place, value) in &written {
+            let mut encoded = Vec::new();
+            place.encode(&mut encoded);
+            assert_eq!(Place::decode(&encoded), Some(*place));
+            reopened.keep(place).expect("it is there");
+            for values in [&values, &reopened] {
+                assert_eq!(values.read(place).expect("read").expect("there"), value[..]);
+            }
+        }
+        assert!(
+            reopened.newest().0 > written[8].0.file,
+            "a start begins a new file"
+        );
+        assert!(reopened.size() > 300 * 36);
+    }
+
+    #[test]
+    fn a_file_is_wasteful_when_less_than_half_of_it_lives_and_tells_its_records() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let values = open(dir.path());
+        let append = |number: u8| values.append(&[number], &[number; 700]).expect("written");
+        let first: Vec<Place> = (0..3).map(append).collect();
+        assert_eq!(values.wasteful(), None, "the newest is appended to");
+        let next = append(3);
+        assert_eq!((first[2].file, next.file), (1, 2));
+        values.release(&first[0]);
+        assert_eq!(values.wasteful(), None);
+        values.release(&first[2]);
+        assert_eq!(values.wasteful(), Some(1));
+        let (mut at, mut keys) = (0, Vec::new());
+        while let Some(found) = values.record(1, at).expect("read") {
+            assert!(found.is_at(&first[keys.len()]) && !found.is_at(&next));
+            keys.push(found.key[0]);
+            at = found.next;
+        }
+        assert_eq!(keys, [0, 1, 2]);
+        values.remove(1).expect("removed");
+        assert_eq!(values.read(&first[1]).expect("no error"), None);
+        assert!(values.read(&next).expect("read").is_some());
+    }
+
+    #[test]
+    fn what_was_changed_or_cut_off_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let values = open(dir.path());
+        let place = values.append(b"k", &[7; 100]).expect("written");
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(name(place.file)))
+            .expect("opened");
+        use std::os::unix::fs::FileExt;
+        file.write_all_at(b"x", u64::from(place.offset) + 50)
+            .expect("written");
+        assert!(values.read(&place).is_err());
+        file.set_len(place.end() - 1).expect("cut");
+        let reopened = open(dir.path());
+        assert!(reopened.keep(&place).is_err());
+        assert!(reopened.record(place.file, 0).expect("read").is_none());
+    }
+}
