@@ -12,8 +12,9 @@
 //! The delete at 5 outlives compact(5), though no read can see it: a watch may begin at the compacted revision, and
 //! must be told of all that happened there. (etcd forgets such deletes.) It goes with the next compaction, and is no
 //! part of the checksum.
-
-use smallvec::SmallVec;
+//!
+//! Most keys have one version, which was made by a put without a lease: it is kept in place, without what follows from
+//! that. A million keys are a million of these.
 
 use super::Revision;
 use super::block::Version;
@@ -72,61 +73,139 @@ impl Meta {
 }
 
 /// The versions of one key, in revision order.
-#[derive(Debug, Clone, Default)]
-pub struct History {
-    /// Most keys are written once: their version lies in place.
-    versions: SmallVec<[Meta; 1]>,
+#[derive(Debug, Clone)]
+pub struct History(Repr);
+
+#[derive(Debug, Clone)]
+enum Repr {
+    One(Plain),
+    /// Behind two pointers, so that a history takes as little as a single version does.
+    Any(Box<Vec<Meta>>),
+}
+
+/// A version without a lease, whose numbers are not extreme.
+#[derive(Debug, Clone, Copy)]
+struct Plain {
+    main: i64,
+    create_revision: i64,
+    version: u32,
+    sub: u16,
+}
+
+impl Plain {
+    /// The same as this, if it can be had.
+    fn of(meta: &Meta) -> Option<Plain> {
+        (meta.lease == 0).then_some(())?;
+        Some(Plain {
+            main: meta.revision.main,
+            create_revision: meta.create_revision,
+            version: meta.version.try_into().ok()?,
+            sub: meta.revision.sub.try_into().ok()?,
+        })
+    }
+
+    fn meta(&self) -> Meta {
+        Meta {
+            revision: Revision {
+                main: self.main,
+                sub: u32::from(self.sub),
+            },
+            create_revision: self.create_revision,
+            version: i64::from(self.version),
+            lease: 0,
+        }
+    }
 }
 
 impl History {
+    /// Of a key's first version.
+    pub fn new(meta: Meta) -> History {
+        History(match Plain::of(&meta) {
+            Some(plain) => Repr::One(plain),
+            None => Repr::Any(Box::new(vec![meta])),
+        })
+    }
+
     /// Adds the newest version.
     pub fn push(&mut self, meta: Meta) {
         debug_assert!(
-            self.versions
-                .last()
-                .is_none_or(|last| last.revision < meta.revision),
+            self.newest().is_none_or(|last| last.revision < meta.revision),
             "versions come in order"
         );
-        self.versions.push(meta);
+        match &mut self.0 {
+            Repr::One(plain) => self.0 = Repr::Any(Box::new(vec![plain.meta(), meta])),
+            Repr::Any(versions) => versions.push(meta),
+        }
+    }
+
+    /// The newest version, whether the key exists or not.
+    fn newest(&self) -> Option<Meta> {
+        match &self.0 {
+            Repr::One(plain) => Some(plain.meta()),
+            Repr::Any(versions) => versions.last().copied(),
+        }
     }
 
     /// The version visible at a main revision; nothing if the key did not exist then.
-    pub fn at(&self, main: i64) -> Option<&Meta> {
-        let newer = match self.versions.last() {
-            Some(last) if last.revision.main <= main => self.versions.len(),
-            _ => self.versions.partition_point(|meta| meta.revision.main <= main),
+    pub fn at(&self, main: i64) -> Option<Meta> {
+        let visible = match (&self.0, self.newest()) {
+            (_, Some(newest)) if newest.revision.main <= main => Some(newest),
+            (Repr::One(_), _) => None,
+            (Repr::Any(versions), _) => {
+                let newer = versions.partition_point(|meta| meta.revision.main <= main);
+                versions[..newer].last().copied()
+            }
         };
-        self.versions[..newer].last().filter(|meta| !meta.is_tombstone())
+        visible.filter(|meta| !meta.is_tombstone())
     }
 
-    /// The versions that can be read once `compacted` is the compacted revision, newest version at or before it included.
-    pub fn kept(&self, compacted: i64) -> &[Meta] {
-        let newer = self
-            .versions
-            .partition_point(|meta| meta.revision.main <= compacted);
-        let visible = newer
-            .checked_sub(1)
-            .filter(|at| !self.versions[*at].is_tombstone());
-        &self.versions[visible.unwrap_or(newer)..]
+    /// All versions, to look at.
+    fn versions<T>(&self, look: impl FnOnce(&[Meta]) -> T) -> T {
+        match &self.0 {
+            Repr::One(plain) => look(&[plain.meta()]),
+            Repr::Any(versions) => look(versions),
+        }
+    }
+
+    /// Looks at the versions that can be read once `compacted` is the compacted revision, newest version at or before it
+    /// included.
+    pub fn kept<T>(&self, compacted: i64, look: impl FnOnce(&[Meta]) -> T) -> T {
+        self.versions(|versions| look(kept(versions, compacted)))
     }
 
     /// Forgets what can neither be read nor watched any more, and tells what that was.
     pub fn compact(&mut self, compacted: i64, forgotten: &mut Vec<Revision>) {
-        let readable = self.versions.len() - self.kept(compacted).len();
-        let watchable = self
-            .versions
-            .partition_point(|meta| meta.revision.main < compacted);
-        let gone = readable.min(watchable);
-        if gone > 0 {
-            forgotten.extend(self.versions.drain(..gone).map(|meta| meta.revision));
-            self.versions.shrink_to_fit();
+        let gone = self.versions(|versions| {
+            let readable = versions.len() - kept(versions, compacted).len();
+            let watchable = versions.partition_point(|meta| meta.revision.main < compacted);
+            forgotten.extend(
+                versions[..readable.min(watchable)]
+                    .iter()
+                    .map(|meta| meta.revision),
+            );
+            readable.min(watchable)
+        });
+        if gone == 0 {
+            return;
         }
+        let rest = self.versions(|versions| versions[gone..].to_vec());
+        *self = match &rest[..] {
+            [one] => History::new(*one),
+            _ => History(Repr::Any(Box::new(rest))),
+        };
     }
 
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
-        self.versions.is_empty()
+        self.newest().is_none()
     }
+}
+
+/// Those of some versions that can be read once `compacted` is the compacted revision.
+fn kept(versions: &[Meta], compacted: i64) -> &[Meta] {
+    let newer = versions.partition_point(|meta| meta.revision.main <= compacted);
+    let visible = newer.checked_sub(1).filter(|at| !versions[*at].is_tombstone());
+    &versions[visible.unwrap_or(newer)..]
 }
 
 #[cfg(test)]
@@ -144,8 +223,8 @@ mod tests {
 
     /// The example of the module's head.
     fn example() -> History {
-        let mut history = History::default();
-        for version in [meta(2, 2, 1), meta(4, 2, 2), meta(5, 0, 0), meta(7, 7, 1)] {
+        let mut history = History::new(meta(2, 2, 1));
+        for version in [meta(4, 2, 2), meta(5, 0, 0), meta(7, 7, 1)] {
             history.push(version);
         }
         history
@@ -169,12 +248,10 @@ mod tests {
         let left = |compacted| {
             let (mut history, mut forgotten) = (example(), Vec::new());
             history.compact(compacted, &mut forgotten);
-            assert_eq!(forgotten.len() + history.versions.len(), 4);
-            history
-                .versions
-                .iter()
-                .map(|meta| meta.revision.main)
-                .collect::<Vec<_>>()
+            let left: Vec<i64> =
+                history.versions(|versions| versions.iter().map(|meta| meta.revision.main).collect());
+            assert_eq!(forgotten.len() + left.len(), 4);
+            left
         };
         assert_eq!(left(1), [2, 4, 5, 7]);
         assert_eq!(left(3), [2, 4, 5, 7]);
@@ -186,12 +263,32 @@ mod tests {
 
     #[test]
     fn compacting_beyond_a_delete_leaves_nothing() {
-        let (mut history, mut forgotten) = (History::default(), Vec::new());
-        history.push(meta(2, 2, 1));
+        let (mut history, mut forgotten) = (History::new(meta(2, 2, 1)), Vec::new());
         history.push(meta(3, 0, 0));
         history.compact(3, &mut forgotten);
-        assert!(!history.is_empty() && history.kept(3).is_empty());
+        assert!(!history.is_empty() && history.kept(3, <[Meta]>::is_empty));
         history.compact(4, &mut forgotten);
         assert!(history.is_empty());
+    }
+
+    #[test]
+    fn a_single_version_is_what_was_put_in_and_takes_three_words() {
+        let lease = Meta {
+            lease: 7,
+            ..meta(2, 2, 1)
+        };
+        let sub = Meta {
+            revision: Revision {
+                main: 3,
+                sub: 1 << 20,
+            },
+            ..meta(3, 2, 2)
+        };
+        for one in [meta(2, 2, 1), meta(i64::MAX, 5, 1 << 40), lease, sub] {
+            assert_eq!(History::new(one).at(i64::MAX), Some(one));
+            assert_eq!(History::new(one).at(1), None);
+        }
+        assert!(!History::new(Meta::tombstone(Revision { main: 2, sub: 0 })).is_empty());
+        assert_eq!(size_of::<History>(), 3 * size_of::<usize>());
     }
 }

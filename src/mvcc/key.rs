@@ -4,28 +4,48 @@
 //! where a comparison finds it without following a pointer, and takes no allocation of its own.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt;
 use std::ops::Deref;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
-/// Longer keys, in bytes, are allocated. Up to here a key takes as much as a pointer to one that is shared.
-const SHORT: usize = 24;
+/// Longer keys, in bytes, are allocated. Up to here a key takes as much as a pointer to one and its length, and a word.
+const SHORT: usize = 22;
 
 /// A key, ordered by its bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key(SmallVec<[u8; SHORT]>);
+#[derive(Clone)]
+pub struct Key(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Short(u8, [u8; SHORT]),
+    Long(Box<[u8]>),
+}
 
 impl Key {
     /// A copy for those who share keys.
     pub fn to_bytes(&self) -> Bytes {
-        Bytes::copy_from_slice(&self.0)
+        Bytes::copy_from_slice(self)
+    }
+}
+
+impl Default for Key {
+    fn default() -> Key {
+        Key::from(&[][..])
     }
 }
 
 impl From<&[u8]> for Key {
     fn from(bytes: &[u8]) -> Key {
-        Key(SmallVec::from_slice(bytes))
+        let mut short = [0; SHORT];
+        match short.get_mut(..bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                Key(Repr::Short(bytes.len() as u8, short))
+            }
+            None => Key(Repr::Long(bytes.into())),
+        }
     }
 }
 
@@ -33,13 +53,42 @@ impl Deref for Key {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Repr::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Repr::Long(bytes) => bytes,
+        }
     }
 }
 
 impl Borrow<[u8]> for Key {
     fn borrow(&self) -> &[u8] {
-        &self.0
+        self
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_bytes())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        self[..].cmp(&other[..])
     }
 }
 
@@ -66,10 +115,11 @@ mod tests {
         let mut keys: Vec<Key> = texts.into_iter().map(Key::from).collect();
         keys.sort_unstable();
         assert!(keys.iter().map(Deref::deref).eq(sorted));
+        assert!(keys.iter().all(|key| key.clone() == *key));
     }
 
     #[test]
-    fn a_key_takes_no_more_than_a_pointer_to_shared_bytes() {
-        assert_eq!(size_of::<Key>(), size_of::<Bytes>());
+    fn a_key_takes_three_words() {
+        assert_eq!(size_of::<Key>(), 3 * size_of::<usize>());
     }
 }

@@ -236,14 +236,12 @@ impl Inner {
     fn push(&mut self, key: &Bytes, main: i64, make: impl FnOnce(Option<&Meta>) -> Meta) -> Option<Meta> {
         match self.index.get_mut(&key[..]) {
             Some(history) => {
-                let before = history.at(main).copied();
+                let before = history.at(main);
                 history.push(make(before.as_ref()));
                 before
             }
             None => {
-                let mut history = History::default();
-                history.push(make(None));
-                self.index.insert(Key::from(&key[..]), history);
+                self.index.insert(Key::from(&key[..]), History::new(make(None)));
                 None
             }
         }
@@ -256,14 +254,14 @@ impl Inner {
         let Some(bounds) = range.bounds() else { return };
         for (key, history) in self.index.range::<[u8], _>(bounds) {
             if let Some(meta) = history.at(main) {
-                visit(key, meta);
+                visit(key, &meta);
             }
         }
     }
 
     fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
         if let Some(meta) = self.index.get(&key[..]).and_then(|history| history.at(main)) {
-            visit(key, meta);
+            visit(key, &meta);
         }
     }
 }
@@ -450,7 +448,7 @@ impl Versions for View {
             let mut last = None;
             for (key, history) in inner.index.range::<[u8], _>(bounds).take(CHUNK) {
                 if let Some(meta) = history.at(main) {
-                    visit(key, meta);
+                    visit(key, &meta);
                 }
                 looked_at += 1;
                 last = Some(key);
@@ -483,7 +481,7 @@ impl View {
         let mut last = None;
         // No more keys than these are looked at under one hold of the lock.
         for (key, history) in inner.index.range::<[u8], _>(bounds).take(count) {
-            page.extend(history.at(main).map(|meta| (key.to_bytes(), *meta)));
+            page.extend(history.at(main).map(|meta| (key.to_bytes(), meta)));
             last = Some(key);
         }
         (page, last.map(|last| range.after(last)))
@@ -499,8 +497,12 @@ impl View {
     fn is_oldest(&self, version: &Version) -> bool {
         let inner = self.store.read();
         let history = inner.index.get(&version.kv.key[..]);
-        let oldest = history.and_then(|history| history.kept(self.compacted).first());
-        oldest.is_some_and(|oldest| oldest.revision == version.revision)
+        history.is_some_and(|history| {
+            history.kept(self.compacted, |kept| {
+                kept.first()
+                    .is_some_and(|oldest| oldest.revision == version.revision)
+            })
+        })
     }
 
     /// A checksum of everything that can be read at `main`, keys, values and past; equal on every member that has the
@@ -530,16 +532,17 @@ impl View {
         let inner = self.store.read();
         let mut chunk = Vec::new();
         for (key, history) in inner.index.range::<[u8], _>((start, Bound::Unbounded)) {
-            let kept = history.kept(self.compacted);
-            let done = match &after {
-                Some((last, revision)) if last == key => {
-                    kept.partition_point(|meta| meta.revision <= *revision)
-                }
-                _ => 0,
-            };
-            let readable = kept.partition_point(|meta| meta.revision.main <= main).max(done);
-            let rest = kept[done..readable].iter().take(CHUNK - chunk.len());
-            chunk.extend(rest.map(|meta| (key.clone(), *meta)));
+            history.kept(self.compacted, |kept| {
+                let done = match &after {
+                    Some((last, revision)) if last == key => {
+                        kept.partition_point(|meta| meta.revision <= *revision)
+                    }
+                    _ => 0,
+                };
+                let readable = kept.partition_point(|meta| meta.revision.main <= main).max(done);
+                let rest = kept[done..readable].iter().take(CHUNK - chunk.len());
+                chunk.extend(rest.map(|meta| (key.clone(), *meta)));
+            });
             if chunk.len() == CHUNK {
                 break;
             }
