@@ -32,7 +32,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Bytes that it takes, about.
+    /// Bytes that it takes in a block, about.
     pub fn size(&self) -> usize {
         HEAD + 40 + self.kv.key.len() + self.kv.value.len()
     }
@@ -45,17 +45,23 @@ impl Version {
     }
 
     fn decode(mut bytes: Bytes) -> Result<Version> {
-        if bytes.len() < HEAD {
-            return Err(corrupt("a version is cut short"));
-        }
-        let (main, sub, tombstone) = (bytes.get_i64_le(), bytes.get_u32_le(), bytes.get_u8() != 0);
+        let (revision, tombstone) = read_head(&mut bytes)?;
         let kv = KeyValue::decode(bytes).map_err(|error| corrupt(&error.to_string()))?;
         Ok(Version {
-            revision: Revision { main, sub },
+            revision,
             tombstone,
             kv,
         })
     }
+}
+
+/// What stands before a version's pair.
+fn read_head(bytes: &mut Bytes) -> Result<(Revision, bool)> {
+    if bytes.len() < HEAD {
+        return Err(corrupt("a version is cut short"));
+    }
+    let (main, sub) = (bytes.get_i64_le(), bytes.get_u32_le());
+    Ok((Revision { main, sub }, bytes.get_u8() != 0))
 }
 
 /// Packs versions, which are in revision order, into one block.
@@ -105,11 +111,15 @@ impl Block {
 
     /// The version at a place.
     pub fn get(&self, at: usize) -> Result<Version> {
+        Version::decode(self.encoded(at)?)
+    }
+
+    fn encoded(&self, at: usize) -> Result<Bytes> {
         let (from, to) = (self.offset(at), self.offset(at + 1));
         if from > to || to > self.body.len() {
             return Err(corrupt("a block's offsets are out of order"));
         }
-        Version::decode(self.body.slice(from..to))
+        Ok(self.body.slice(from..to))
     }
 
     /// All versions, in order.
@@ -122,9 +132,8 @@ impl Block {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low.midpoint(high);
-            let version = self.get(middle)?;
-            match version.revision.cmp(&revision) {
-                std::cmp::Ordering::Equal => return Ok(Some(version)),
+            match read_head(&mut self.encoded(middle)?)?.0.cmp(&revision) {
+                std::cmp::Ordering::Equal => return self.get(middle).map(Some),
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
             }

@@ -4,21 +4,35 @@
 //! version stands at least as far from the front as its revision is from the first one's, and mostly just there: it is
 //! looked for from that place on.
 
-use std::collections::VecDeque;
-
 use super::Revision;
 use super::block::Version;
+use crate::pb::mvccpb::KeyValue;
+use crate::storage::Row;
 
-/// The row. What was reclaimed leaves a gap, so that places stay what they are.
+/// What a version takes beside its key and value: its place in the row, and, about, what the log's entry that both lie
+/// in takes for itself.
+const BESIDE: usize = size_of::<Version>() + 100;
+
+/// The row. What was reclaimed leaves a gap, so that places stay what they are: a version without a pair.
 #[derive(Default)]
 pub struct Recent {
-    row: VecDeque<(Revision, Option<Version>)>,
+    row: Row<Version>,
     /// Of all versions in it.
     bytes: usize,
 }
 
+/// Bytes that a version takes in memory.
+fn cost(version: &Version) -> usize {
+    BESIDE + version.kv.key.len() + version.kv.value.len()
+}
+
+/// Every pair was modified at a revision.
+fn is_gap(version: &Version) -> bool {
+    version.kv.mod_revision == 0
+}
+
 impl Recent {
-    /// Bytes that they take, about.
+    /// Bytes that they take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -26,17 +40,19 @@ impl Recent {
     /// Adds the newest.
     pub fn push(&mut self, version: Version) {
         debug_assert!(
-            self.row.back().is_none_or(|(last, _)| *last < version.revision),
+            self.row
+                .back()
+                .is_none_or(|last| last.revision < version.revision),
             "versions come in order"
         );
-        self.bytes += version.size();
-        self.row.push_back((version.revision, Some(version)));
+        self.bytes += cost(&version);
+        self.row.push_back(version);
     }
 
     /// The version at a revision, if it is in memory.
     pub fn get(&self, revision: Revision) -> Option<&Version> {
-        let (found, version) = self.row.get(self.place(revision))?;
-        version.as_ref().filter(|_| *found == revision)
+        let version = self.row.get(self.place(revision))?;
+        (version.revision == revision && !is_gap(version)).then_some(version)
     }
 
     /// The versions beyond `after`, up to `until`.
@@ -47,44 +63,42 @@ impl Recent {
         };
         self.row
             .range(self.place(beyond)..)
-            .take_while(move |(revision, _)| *revision <= until)
-            .filter_map(|(_, version)| version.as_ref())
+            .take_while(move |version| version.revision <= until)
+            .filter(|version| !is_gap(version))
     }
 
     /// Removes the oldest, if it is not beyond `until`; tells its revision.
     pub fn pop(&mut self, until: Revision) -> Option<Revision> {
-        self.row.front().filter(|(oldest, _)| *oldest <= until)?;
-        let (revision, version) = self.row.pop_front()?;
-        self.bytes -= version.map_or(0, |version| version.size());
-        if self.row.len() < self.row.capacity() / 4 {
-            // What a burst took goes back, and half stays.
-            self.row.shrink_to(self.row.capacity() / 2);
-        }
-        Some(revision)
+        self.row.front().filter(|oldest| oldest.revision <= until)?;
+        let oldest = self.row.pop_front()?;
+        self.bytes -= cost(&oldest);
+        Some(oldest.revision)
     }
 
     /// Removes a version, wherever it stands.
     pub fn forget(&mut self, revision: Revision) {
         let place = self.place(revision);
-        if let Some((found, version)) = self.row.get_mut(place)
-            && *found == revision
+        if let Some(version) = self.row.get_mut(place)
+            && version.revision == revision
         {
-            self.bytes -= version.take().map_or(0, |version| version.size());
+            self.bytes -= cost(version);
+            version.kv = KeyValue::default();
+            self.bytes += cost(version);
         }
     }
 
     /// Where a revision stands, or would.
     fn place(&self, revision: Revision) -> usize {
-        let Some((first, _)) = self.row.front() else {
+        let Some(first) = self.row.front() else {
             return 0;
         };
-        let least = usize::try_from(revision.main - first.main).unwrap_or(0);
+        let least = usize::try_from(revision.main - first.revision.main).unwrap_or(0);
         let least = least.min(self.row.len());
         match self.row.get(least) {
-            Some((found, _)) if *found < revision => {
+            Some(found) if found.revision < revision => {
                 let beyond = self.row.range(least..);
                 // Only commands with several changes make a version stand further behind.
-                least + partition_point(beyond.len(), |at| self.row[least + at].0 < revision)
+                least + partition_point(beyond.len(), |at| self.row[least + at].revision < revision)
             }
             _ => least,
         }
@@ -109,7 +123,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::pb::mvccpb::KeyValue;
 
     fn revision(main: i64, sub: u32) -> Revision {
         Revision { main, sub }
@@ -147,7 +160,7 @@ mod tests {
                 7 => drop(recent.pop(revision)),
                 _ => {}
             }
-            model = model.split_off(&recent.row[0].0);
+            model = model.split_off(&recent.row[0].revision);
             for probe in &probes {
                 assert_eq!(recent.get(*probe), model.get(probe), "{probe:?}");
                 let until = super::tests::revision(probe.main + 9, 1);
@@ -155,8 +168,9 @@ mod tests {
                 let expected = model.keys().copied().filter(|key| key > probe && *key <= until);
                 assert!(beyond.eq(expected), "beyond {probe:?}");
             }
-            let bytes: usize = model.values().map(Version::size).sum();
-            assert_eq!(recent.bytes(), bytes);
+            let bytes: usize = model.values().map(cost).sum();
+            let gaps = recent.row.len() - model.len();
+            assert_eq!(recent.bytes(), bytes + gaps * BESIDE);
         }
         assert_eq!(recent.pop(revision(0, 0)), None);
     }

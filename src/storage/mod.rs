@@ -8,6 +8,7 @@
 pub mod fs;
 pub mod keys;
 mod memory;
+mod row;
 mod sled;
 mod values;
 pub mod wal;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use memory::Memory;
+pub use row::Row;
 
 /// Something local failed: the disk, or what was read from it. Never an answer to a request; the member stops.
 #[derive(Debug, Clone, thiserror::Error)]

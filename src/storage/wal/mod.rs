@@ -36,7 +36,7 @@ mod recovery;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
@@ -47,6 +47,7 @@ use bytes::Bytes;
 
 use self::io_thread::{IoThread, Job};
 use self::record::Record;
+use super::Row;
 use super::fs::{File, Fs};
 
 /// Called once, with the outcome, on the log's thread.
@@ -75,7 +76,7 @@ impl Default for WalOptions {
     fn default() -> Self {
         WalOptions {
             segment_bytes: 16 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
             max_batch_bytes: 4 << 20,
             log_id: 1,
             must_exist: false,
@@ -130,13 +131,12 @@ pub struct LogState {
     pub last: Option<u64>,
 }
 
-/// An entry: where it stands, and its bytes while they are in memory.
-#[derive(Debug, Clone)]
+/// Where an entry stands, once it is on disk.
+#[derive(Debug, Clone, Copy)]
 struct Slot {
     /// Names this append of the index: a truncated entry's place must not be taken for its successor's.
     append: u64,
     place: Option<Stored>,
-    bytes: Option<Bytes>,
 }
 
 /// Where an entry's record stands.
@@ -156,11 +156,11 @@ struct Index {
     committed: Option<Bytes>,
     purged: Option<(u64, Bytes)>,
     first: u64,
-    slots: VecDeque<Slot>,
+    slots: Row<Slot>,
     appends: u64,
-    /// Bytes in memory, and from which slot on they are.
+    /// The newest entries: there are many more places than entries in memory.
+    cached: Row<Bytes>,
     cached_bytes: usize,
-    cached_from: u64,
     files: BTreeMap<u64, Arc<dyn File>>,
     bytes_written: u64,
 }
@@ -170,18 +170,22 @@ impl Index {
         self.first + self.slots.len() as u64
     }
 
+    /// The first entry whose bytes are in memory.
+    fn cached_from(&self) -> u64 {
+        self.next() - self.cached.len() as u64
+    }
+
     fn push(&mut self, index: u64, bytes: Bytes) -> u64 {
         if self.slots.is_empty() {
             self.first = index;
-            self.cached_from = index;
         }
         assert_eq!(index, self.next(), "entries are contiguous");
         self.appends += 1;
         self.cached_bytes += bytes.len();
+        self.cached.push_back(bytes);
         self.slots.push_back(Slot {
             append: self.appends,
             place: None,
-            bytes: Some(bytes),
         });
         self.appends
     }
@@ -191,15 +195,19 @@ impl Index {
         self.slots.get_mut(usize::try_from(at).ok()?)
     }
 
+    /// The bytes of an entry, if they are in memory.
+    fn bytes(&self, index: u64) -> Option<&Bytes> {
+        let at = index.checked_sub(self.cached_from())?;
+        self.cached.get(usize::try_from(at).ok()?)
+    }
+
     /// Entries after `last` are gone.
     fn truncate(&mut self, last: Option<u64>) {
         let keep = last.map_or(0, |last| (last + 1).saturating_sub(self.first)) as usize;
         while self.slots.len() > keep {
-            if let Some(slot) = self.slots.pop_back() {
-                self.cached_bytes -= slot.bytes.map_or(0, |bytes| bytes.len());
-            }
+            self.slots.pop_back();
+            self.cached_bytes -= self.cached.pop_back().map_or(0, |bytes| bytes.len());
         }
-        self.cached_from = self.cached_from.min(self.next());
     }
 
     /// Entries up to `upto` are gone; the log may end before that (a snapshot was installed).
@@ -208,31 +216,30 @@ impl Index {
             return;
         }
         while self.first <= upto {
-            match self.slots.pop_front() {
-                Some(slot) => self.cached_bytes -= slot.bytes.map_or(0, |bytes| bytes.len()),
-                None => {
-                    self.first = upto + 1;
-                    break;
-                }
+            if self.cached_from() == self.first {
+                self.forget_oldest();
             }
-            self.first += 1;
+            match self.slots.pop_front() {
+                Some(_) => self.first += 1,
+                None => self.first = upto + 1,
+            }
         }
-        self.cached_from = self.cached_from.max(self.first);
         self.purged = Some((upto, mark));
     }
 
     /// Lets go of the oldest bytes in memory that are on disk, down to the bound.
     fn shrink_cache(&mut self, bound: usize) {
-        while self.cached_bytes > bound && self.cached_from < self.next() {
-            let index = self.cached_from;
-            let Some(slot) = self.slot(index) else { return };
-            if slot.place.is_none() {
+        while self.cached_bytes > bound {
+            let oldest = self.cached_from();
+            if self.slot(oldest).is_none_or(|slot| slot.place.is_none()) {
                 return;
             }
-            let bytes = slot.bytes.take().map_or(0, |bytes| bytes.len());
-            self.cached_bytes -= bytes;
-            self.cached_from += 1;
+            self.forget_oldest();
         }
+    }
+
+    fn forget_oldest(&mut self) {
+        self.cached_bytes -= self.cached.pop_front().map_or(0, |bytes| bytes.len());
     }
 
     fn state(&self) -> LogState {
@@ -375,13 +382,12 @@ impl Wal {
     fn read_one(&self, index: u64) -> io::Result<Option<Bytes>> {
         let (stored, file) = {
             let mut log = self.shared.lock();
-            let Some(slot) = log.slot(index) else {
-                return Ok(None);
-            };
-            if let Some(bytes) = &slot.bytes {
+            if let Some(bytes) = log.bytes(index) {
                 return Ok(Some(bytes.clone()));
             }
-            let Some(stored) = slot.place else { return Ok(None) };
+            let Some(stored) = log.slot(index).and_then(|slot| slot.place) else {
+                return Ok(None);
+            };
             (stored, log.files.get(&stored.segment).cloned())
         };
         let file = file.ok_or_else(|| self.damaged(stored, "its segment is gone"))?;

@@ -296,13 +296,13 @@ impl Replay {
             Record::Entry(index, bytes) => {
                 let last = self.segments.entry(*segment).or_default();
                 *last = (*last).max(index);
-                self.replay_entry(index, bytes, stored)?;
+                self.replay_entry(index, &bytes, stored)?;
             }
         }
         Ok(())
     }
 
-    fn replay_entry(&mut self, index: u64, bytes: Bytes, stored: Stored) -> Result<(), WalError> {
+    fn replay_entry(&mut self, index: u64, bytes: &[u8], stored: Stored) -> Result<(), WalError> {
         let next = self.index.next();
         if index < self.index.first {
             // Purged by a record before it; only the entries behind it count.
@@ -317,7 +317,8 @@ impl Replay {
             self.index.truncate(None);
             self.missing_before = Some(index);
         }
-        self.index.push(index, bytes);
+        // A copy: its segment is in memory as a whole only while it is replayed.
+        self.index.push(index, Bytes::copy_from_slice(bytes));
         if let Some(slot) = self.index.slot(index) {
             slot.place = Some(stored);
         }
