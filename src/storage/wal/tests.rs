@@ -49,14 +49,11 @@ impl Model {
         let LogState {
             vote, purged, first, ..
         } = index.state();
-        let bytes = index
-            .slots
-            .iter()
-            .map(|slot| slot.bytes.clone().expect("all are in memory"));
+        assert_eq!(index.cached.len(), index.slots.len(), "all are in memory");
         Model {
             vote,
             purged: purged.map(|(upto, _)| upto),
-            entries: (first..).zip(bytes).collect(),
+            entries: (first..).zip(index.cached.iter().cloned()).collect(),
         }
     }
 
