@@ -7,9 +7,9 @@
 //! One ordered set of (lease, key) serves all leases: a lease costs nothing here, an attached key one place in the
 //! set, and a lease's keys come in key order, which is the order in which they go when it ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::history::History;
+use super::index::Index;
 use super::key::Key;
 
 /// The index.
@@ -20,7 +20,7 @@ pub struct Attached {
 
 impl Attached {
     /// Of all keys that exist.
-    pub fn of(index: &BTreeMap<Key, History>) -> Attached {
+    pub fn of(index: &Index) -> Attached {
         let current = index
             .iter()
             .filter_map(|(key, history)| Some((history.at(i64::MAX)?.lease, key.clone())));

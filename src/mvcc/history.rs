@@ -13,8 +13,7 @@
 //! must be told of all that happened there. (etcd forgets such deletes.) It goes with the next compaction, and is no
 //! part of the checksum.
 //!
-//! Most keys have one version, which was made by a put without a lease: it is kept in place, without what follows from
-//! that. A million keys are a million of these.
+//! Most keys have one version, and no lease: it is kept in place.
 
 use super::Revision;
 use super::block::Version;
@@ -78,92 +77,98 @@ pub struct History(Repr);
 
 #[derive(Debug, Clone)]
 enum Repr {
-    One(Plain),
-    /// Behind two pointers, so that a history takes as little as a single version does.
+    /// A version without a lease, whose numbers are not extreme. Its fields stand here, as the mark that tells the two
+    /// forms apart finds room among them.
+    One {
+        main: i64,
+        create_revision: i64,
+        version: u32,
+        sub: u16,
+    },
+    /// Behind two pointers.
+    #[expect(
+        clippy::box_collection,
+        reason = "so a history takes as little as a single version does"
+    )]
     Any(Box<Vec<Meta>>),
 }
 
-/// A version without a lease, whose numbers are not extreme.
-#[derive(Debug, Clone, Copy)]
-struct Plain {
-    main: i64,
-    create_revision: i64,
-    version: u32,
-    sub: u16,
-}
-
-impl Plain {
-    /// The same as this, if it can be had.
-    fn of(meta: &Meta) -> Option<Plain> {
-        (meta.lease == 0).then_some(())?;
-        Some(Plain {
-            main: meta.revision.main,
-            create_revision: meta.create_revision,
-            version: meta.version.try_into().ok()?,
-            sub: meta.revision.sub.try_into().ok()?,
-        })
+impl Repr {
+    fn of(meta: Meta) -> Repr {
+        let small = u32::try_from(meta.version)
+            .ok()
+            .zip(u16::try_from(meta.revision.sub).ok());
+        match small.filter(|_| meta.lease == 0) {
+            Some((version, sub)) => Repr::One {
+                main: meta.revision.main,
+                create_revision: meta.create_revision,
+                version,
+                sub,
+            },
+            None => Repr::Any(Box::new(vec![meta])),
+        }
     }
 
-    fn meta(&self) -> Meta {
-        Meta {
+    /// The version, if it stands here.
+    fn one(&self) -> Option<Meta> {
+        let Repr::One {
+            main,
+            create_revision,
+            version,
+            sub,
+        } = *self
+        else {
+            return None;
+        };
+        Some(Meta {
             revision: Revision {
-                main: self.main,
-                sub: u32::from(self.sub),
+                main,
+                sub: u32::from(sub),
             },
-            create_revision: self.create_revision,
-            version: i64::from(self.version),
+            create_revision,
+            version: i64::from(version),
             lease: 0,
-        }
+        })
     }
 }
 
 impl History {
     /// Of a key's first version.
     pub fn new(meta: Meta) -> History {
-        History(match Plain::of(&meta) {
-            Some(plain) => Repr::One(plain),
-            None => Repr::Any(Box::new(vec![meta])),
-        })
+        History(Repr::of(meta))
     }
 
     /// Adds the newest version.
     pub fn push(&mut self, meta: Meta) {
         debug_assert!(
-            self.newest().is_none_or(|last| last.revision < meta.revision),
+            self.versions(|versions| versions.last().is_none_or(|last| last.revision < meta.revision)),
             "versions come in order"
         );
         match &mut self.0 {
-            Repr::One(plain) => self.0 = Repr::Any(Box::new(vec![plain.meta(), meta])),
             Repr::Any(versions) => versions.push(meta),
-        }
-    }
-
-    /// The newest version, whether the key exists or not.
-    fn newest(&self) -> Option<Meta> {
-        match &self.0 {
-            Repr::One(plain) => Some(plain.meta()),
-            Repr::Any(versions) => versions.last().copied(),
+            one => *one = Repr::Any(Box::new(one.one().into_iter().chain([meta]).collect())),
         }
     }
 
     /// The version visible at a main revision; nothing if the key did not exist then.
     pub fn at(&self, main: i64) -> Option<Meta> {
-        let visible = match (&self.0, self.newest()) {
-            (_, Some(newest)) if newest.revision.main <= main => Some(newest),
-            (Repr::One(_), _) => None,
-            (Repr::Any(versions), _) => {
-                let newer = versions.partition_point(|meta| meta.revision.main <= main);
-                versions[..newer].last().copied()
-            }
-        };
-        visible.filter(|meta| !meta.is_tombstone())
+        self.versions(|versions| {
+            let newer = match versions.last() {
+                Some(last) if last.revision.main <= main => versions.len(),
+                _ => versions.partition_point(|meta| meta.revision.main <= main),
+            };
+            versions[..newer]
+                .last()
+                .copied()
+                .filter(|meta| !meta.is_tombstone())
+        })
     }
 
     /// All versions, to look at.
     fn versions<T>(&self, look: impl FnOnce(&[Meta]) -> T) -> T {
-        match &self.0 {
-            Repr::One(plain) => look(&[plain.meta()]),
-            Repr::Any(versions) => look(versions),
+        match (&self.0, self.0.one()) {
+            (Repr::Any(versions), _) => look(versions),
+            (_, one) => look(one.as_slice()),
         }
     }
 
@@ -197,7 +202,7 @@ impl History {
 
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
-        self.newest().is_none()
+        self.versions(<[Meta]>::is_empty)
     }
 }
 

@@ -10,7 +10,7 @@
 //!            put a=1    put b=1    del a · put c=1   a view at 3 sees a=1 b=1, whatever comes later
 //! ```
 //!
-//! **Where things are.** The index (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
+//! **Where things are.** The [`index`] (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
 //! the newest in memory, the rest in the engine, packed in [`block`]s by revision. [`save`] moves them from one to the
 //! other, behind the writer's back, and reclaims what compaction freed; [`defrag`] gives the disk its space back.
 //! [`attached`] finds the keys of a lease.
@@ -26,6 +26,7 @@ pub mod block;
 mod changes;
 mod defrag;
 pub mod history;
+mod index;
 mod key;
 mod load;
 mod recent;
@@ -43,6 +44,7 @@ use bytes::Bytes;
 use self::attached::Attached;
 use self::block::Block;
 use self::history::{History, Meta};
+use self::index::Index;
 use self::key::Key;
 use self::recent::Recent;
 use crate::pb::mvccpb::KeyValue;
@@ -170,7 +172,7 @@ pub struct Store {
 }
 
 struct Inner {
-    index: BTreeMap<Key, History>,
+    index: Index,
     /// Follows from the index, and is made from it at open.
     attached: Attached,
     recent: Recent,
@@ -210,7 +212,7 @@ struct Sealed {
 impl Inner {
     fn new() -> Self {
         Inner {
-            index: BTreeMap::new(),
+            index: Index::default(),
             attached: Attached::default(),
             recent: Recent::default(),
             saved: Revision::default(),
@@ -234,17 +236,16 @@ impl Inner {
 
     /// Adds a key's newest version to the index, made from what the key is at `main`; tells what that was.
     fn push(&mut self, key: &Bytes, main: i64, make: impl FnOnce(Option<&Meta>) -> Meta) -> Option<Meta> {
-        match self.index.get_mut(&key[..]) {
+        let mut before = None;
+        self.index.change(key, |found| match found {
             Some(history) => {
-                let before = history.at(main);
+                before = history.at(main);
                 history.push(make(before.as_ref()));
-                before
-            }
-            None => {
-                self.index.insert(Key::from(&key[..]), History::new(make(None)));
                 None
             }
-        }
+            None => Some(History::new(make(None))),
+        });
+        before
     }
 
     fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
@@ -252,7 +253,7 @@ impl Inner {
             return self.find_one(key, main, visit);
         }
         let Some(bounds) = range.bounds() else { return };
-        for (key, history) in self.index.range::<[u8], _>(bounds) {
+        for (key, history) in self.index.range(bounds) {
             if let Some(meta) = history.at(main) {
                 visit(key, &meta);
             }
@@ -260,7 +261,7 @@ impl Inner {
     }
 
     fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
-        if let Some(meta) = self.index.get(&key[..]).and_then(|history| history.at(main)) {
+        if let Some(meta) = self.index.get(key).and_then(|history| history.at(main)) {
             visit(key, &meta);
         }
     }
@@ -446,7 +447,7 @@ impl Versions for View {
             let Some(bounds) = rest.bounds() else { return };
             let mut looked_at = 0;
             let mut last = None;
-            for (key, history) in inner.index.range::<[u8], _>(bounds).take(CHUNK) {
+            for (key, history) in inner.index.range(bounds).take(CHUNK) {
                 if let Some(meta) = history.at(main) {
                     visit(key, &meta);
                 }
@@ -480,7 +481,7 @@ impl View {
         let mut page = Vec::new();
         let mut last = None;
         // No more keys than these are looked at under one hold of the lock.
-        for (key, history) in inner.index.range::<[u8], _>(bounds).take(count) {
+        for (key, history) in inner.index.range(bounds).take(count) {
             page.extend(history.at(main).map(|meta| (key.to_bytes(), meta)));
             last = Some(key);
         }
@@ -496,7 +497,7 @@ impl View {
     /// Whether it is what its key was at the compacted revision.
     fn is_oldest(&self, version: &Version) -> bool {
         let inner = self.store.read();
-        let history = inner.index.get(&version.kv.key[..]);
+        let history = inner.index.get(&version.kv.key);
         history.is_some_and(|history| {
             history.kept(self.compacted, |kept| {
                 kept.first()
@@ -531,7 +532,7 @@ impl View {
         };
         let inner = self.store.read();
         let mut chunk = Vec::new();
-        for (key, history) in inner.index.range::<[u8], _>((start, Bound::Unbounded)) {
+        for (key, history) in inner.index.range((start, Bound::Unbounded)) {
             history.kept(self.compacted, |kept| {
                 let done = match &after {
                     Some((last, revision)) if last == key => {

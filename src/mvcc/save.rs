@@ -190,7 +190,11 @@ impl Saver {
         let mut inner = self.store.lock();
         let mut empty = Vec::new();
         let (mut last, mut looked_at) = (None, 0);
-        for (key, history) in inner.index.range_mut((after, Bound::Unbounded)).take(keys) {
+        for (key, history) in inner
+            .index
+            .range_mut(after.as_ref().map(|key| &key[..]))
+            .take(keys)
+        {
             history.compact(compacted, &mut gone);
             if history.is_empty() {
                 empty.push(key.clone());

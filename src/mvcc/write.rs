@@ -108,7 +108,7 @@ impl Write<'_> {
 
     /// A key as it is now, without its value.
     pub fn meta(&self, key: &Bytes) -> Option<Meta> {
-        self.inner.index.get(&key[..])?.at(self.main)
+        self.inner.index.get(key)?.at(self.main)
     }
 
     /// A key as it is now.
