@@ -210,7 +210,8 @@ mod tests {
         });
     }
 
-    fn bound(rng: &mut StdRng, key: &'static [u8]) -> Bound<&'static [u8]> {
+    fn bound(rng: &mut StdRng, keys: &[&'static [u8]]) -> Bound<&'static [u8]> {
+        let key = keys[rng.random_range(0..keys.len())];
         match rng.random_range(0..3) {
             0 => Bound::Included(key),
             1 => Bound::Excluded(key),
@@ -247,8 +248,7 @@ mod tests {
             }
             assert_eq!(index.len(), model.len());
             assert_eq!(index.get(key).map(main), model.get(key).copied());
-            let start = bound(&mut rng, keys[rng.random_range(0..keys.len())]);
-            let end = bound(&mut rng, keys[rng.random_range(0..keys.len())]);
+            let (start, end) = (bound(&mut rng, &keys), bound(&mut rng, &keys));
             let within = |key: &Key| !is_before(key, &start);
             let from = model.iter().filter(|(key, _)| within(key));
             assert!(

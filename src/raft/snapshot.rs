@@ -40,6 +40,8 @@ const END: u32 = u32::MAX;
 const MAX_FRAME: u32 = 256 << 20;
 /// Frames are gathered and written in pieces of about this size.
 const WRITE_BYTES: usize = 1 << 20;
+/// A file is read in pieces of this size.
+const READ_BYTES: u64 = 256 << 10;
 /// One message of a snapshot on its way to a peer.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks read ahead of the network.
@@ -481,6 +483,8 @@ struct Frames {
     file: Box<dyn File>,
     size: u64,
     at: u64,
+    /// What is read already, from there on.
+    ahead: Bytes,
     chain: u32,
     count: u64,
     ended: bool,
@@ -506,6 +510,7 @@ impl Frames {
             file,
             size,
             at: PREAMBLE,
+            ahead: Bytes::new(),
             chain: FORMAT,
             count: 0,
             ended: false,
@@ -548,9 +553,12 @@ impl Frames {
         if self.at + length as u64 > self.size {
             return Err(self.damaged_here("it is cut short"));
         }
-        let bytes = self.file.read_at(self.at, length)?;
+        if self.ahead.len() < length {
+            let piece = READ_BYTES.max(length as u64).min(self.size - self.at);
+            self.ahead = self.file.read_at(self.at, piece as usize)?;
+        }
         self.at += length as u64;
-        Ok(bytes)
+        Ok(self.ahead.split_to(length))
     }
 
     fn damaged_here(&self, what: &str) -> io::Error {

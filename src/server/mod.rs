@@ -78,7 +78,7 @@ const PUBLISH_RETRY: Duration = Duration::from_millis(200);
 /// What etcd adds to `--max-request-bytes` for the envelope.
 pub const ENVELOPE: usize = 512 * 1024;
 /// Memory for the engine's own cache.
-const ENGINE_CACHE: u64 = 64 << 20;
+const ENGINE_CACHE: u64 = 16 << 20;
 /// How soon a change of the leader is counted at the latest.
 const LEADER_CHECK: Duration = Duration::from_secs(1);
 /// How often it is looked again who asks, while users and roles keep changing.

@@ -151,4 +151,40 @@ mod tests {
         drop(reading);
         assert!(!dir.path().exists());
     }
+
+    /// Two of twenty values change all the time, so that files with others in them are emptied while these are read.
+    #[test]
+    fn values_are_read_while_they_move() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let engine = open_engine(dir.path(), 1 << 20).expect("opened");
+        let keys: Vec<Bytes> = (0..20).map(|number| Bytes::from(vec![b'k', number])).collect();
+        let write = |keys: &[Bytes], round: u8| {
+            let mut batch = Batch::default();
+            for key in keys {
+                batch.put(key.clone(), [&key[1..], &[round; 40]].concat().into());
+            }
+            engine.commit(batch).expect("committed");
+        };
+        write(&keys, 0);
+        let read = || {
+            let last = engine.floor(b"k", &keys[19]).expect("read").expect("it is there");
+            let pairs = engine.scan(Bytes::from_static(b"k")..Bytes::from_static(b"l"));
+            let pairs: Vec<Pair> = pairs.collect::<Result<_>>().expect("scanned");
+            assert_eq!(pairs.len(), keys.len());
+            for (key, value) in pairs.iter().chain([&last]) {
+                assert_eq!((value.len(), value[0]), (41, key[1]));
+            }
+        };
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| (0..400).for_each(|round| write(&keys[18..], round as u8)));
+            while !writer.is_finished() {
+                read();
+            }
+        });
+        read();
+        let files = std::fs::read_dir(dir.path().join("values"))
+            .expect("listed")
+            .count();
+        assert!(files < 5, "{files} files are left of 400 rounds");
+    }
 }

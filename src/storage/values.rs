@@ -253,8 +253,13 @@ impl Values {
         }))
     }
 
-    /// Removes a file. Who reads from it finishes.
+    /// Removes a file, in which nothing is alive. Who reads from it finishes.
     pub(super) fn remove(&self, number: u32) -> io::Result<()> {
+        let live = self.files().get(&number).map_or(0, |file| file.live);
+        if live > 0 {
+            let text = format!("{}: {live} bytes of it were not found", name(number));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         self.lock().remove(&number);
         RealFs.remove(&self.dir.join(name(number)))
     }
@@ -315,6 +320,8 @@ mod tests {
             at = found.next;
         }
         assert_eq!(keys, [0, 1, 2]);
+        assert!(values.remove(1).is_err(), "the second is alive");
+        values.release(&first[1]);
         values.remove(1).expect("removed");
         assert_eq!(values.read(&first[1]).expect("no error"), None);
         assert!(values.read(&next).expect("read").is_some());
