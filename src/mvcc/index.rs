@@ -53,7 +53,8 @@ fn place(chunk: &[Item], key: &[u8]) -> Result<usize, usize> {
 fn insert(chunk: &mut Vec<Item>, at: usize, item: Item) -> Option<Vec<Item>> {
     if chunk.len() < FULL {
         if chunk.len() == chunk.capacity() {
-            chunk.reserve_exact(STEP.min(FULL));
+            let places = (chunk.len() / STEP + 1) * STEP;
+            chunk.reserve_exact(places.min(FULL) - chunk.len());
         }
         chunk.insert(at, item);
         return None;

@@ -36,7 +36,7 @@ const VALUES: &str = "values";
 /// Values from this size on are kept in files.
 const LARGE: usize = if cfg!(test) { 20 } else { 512 };
 /// Records of a wasteful file that one commit looks at, beside its own work.
-const MOVED_AT_ONCE: usize = if cfg!(test) { 2 } else { 512 };
+const MOVED_AT_ONCE: usize = if cfg!(test) { 4 } else { 512 };
 
 const INLINE: u8 = 0;
 const PLACE: u8 = 1;
