@@ -119,3 +119,64 @@ impl<C: Future> Future for Together<C> {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use hyper::rt::Executor;
+
+    use super::*;
+
+    const REQUESTS: usize = 100;
+
+    /// Begins all requests at its first turn, and ends at the second, with how many have answered by then.
+    fn connection(begun: Begun, answered: Arc<AtomicUsize>) -> impl Future<Output = usize> {
+        let mut has_begun = false;
+        std::future::poll_fn(move |_| {
+            if std::mem::replace(&mut has_begun, true) {
+                return Poll::Ready(answered.load(Ordering::Relaxed));
+            }
+            for _ in 0..REQUESTS {
+                let answered = answered.clone();
+                begun.execute(async move {
+                    // Wakes itself, as a watch stream does, and answers when it runs again.
+                    let mut has_run = false;
+                    std::future::poll_fn(|cx| match std::mem::replace(&mut has_run, true) {
+                        true => Poll::Ready(()),
+                        false => {
+                            cx.waker().wake_by_ref();
+                            Poll::Pending
+                        }
+                    })
+                    .await;
+                    answered.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            Poll::Pending
+        })
+    }
+
+    #[test]
+    fn all_requests_that_can_go_on_do_before_anything_is_sent() {
+        let (begun, answered) = (Begun::default(), Arc::default());
+        let mut together = Together::new(connection(begun.clone(), answered), begun);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(Pin::new(&mut together).poll(&mut cx), Poll::Ready(REQUESTS));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_is_woken_with_its_connection() {
+        let (begun, (send, receive)) = (Begun::default(), tokio::sync::oneshot::channel::<usize>());
+        let (tell, told) = tokio::sync::oneshot::channel::<usize>();
+        begun.execute(async move {
+            let number = receive.await.expect("sent");
+            tell.send(number + 1).expect("the connection waits");
+        });
+        let together = Together::new(told, begun);
+        let driven = tokio::spawn(together);
+        tokio::task::yield_now().await;
+        send.send(1).expect("the request waits");
+        assert_eq!(driven.await.expect("it ran"), Ok(2));
+    }
+}
