@@ -64,8 +64,10 @@ struct Phase {
 /// Which acknowledgements came when in a round.
 #[derive(Debug, Default)]
 struct Gap {
-    /// Writes that begin from here on count as the first.
+    /// Writes that begin from here on count as the first...
     from: Option<Instant>,
+    /// ...if they are acknowledged in a later term than this one.
+    term: u64,
     /// When the first of them was acknowledged.
     first: Option<Instant>,
     /// The last acknowledgement of any.
@@ -81,8 +83,8 @@ impl Gap {
         now
     }
 
-    fn acknowledge(&mut self, begun: Instant, now: Instant) {
-        if self.from.is_some_and(|from| begun >= from) {
+    fn acknowledge(&mut self, begun: Instant, now: Instant, term: u64) {
+        if self.from.is_some_and(|from| begun >= from) && term > self.term {
             self.first.get_or_insert(now);
         }
         if let Some(last) = self.last.replace(now) {
@@ -131,9 +133,11 @@ impl Load {
         Ok(Load { shared, tasks, phase })
     }
 
-    /// A round begins: every client goes back to the member that it begins with.
-    pub fn begin_round(&self) {
+    /// A round begins: every client goes back to the member that it begins with. If the leader is to be broken, `term` is
+    /// its term, else 0: the first write is one that was acknowledged in a later one.
+    pub fn begin_round(&self, term: u64) {
         *lock(&self.shared.gap) = Gap {
+            term,
             last: Some(Instant::now()),
             ..Gap::default()
         };
@@ -236,7 +240,8 @@ impl Shared {
             Ok(answer) if answer.succeeded => {
                 self.ledger(writer).acknowledge(number);
                 self.floors.raise(writer, number);
-                lock(&self.gap).acknowledge(begun, Instant::now());
+                let term = answer.header.map_or(0, |header| header.raft_term);
+                lock(&self.gap).acknowledge(begun, Instant::now(), term);
             }
             Ok(_) => {
                 let why = "a write was overtaken by the next one, or somebody else changed the counters";
@@ -304,15 +309,18 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut gap = Gap {
+            term: 3,
             last: Some(start),
             ..Gap::default()
         };
-        gap.acknowledge(at(1), at(2));
+        gap.acknowledge(at(1), at(2), 3);
         gap.from = Some(at(10));
-        gap.acknowledge(at(9), at(1000));
+        gap.acknowledge(at(9), at(1000), 4);
         assert_eq!(gap.first, None, "it was under way when the fault happened");
-        gap.acknowledge(at(10), at(1001));
-        gap.acknowledge(at(11), at(1002));
+        gap.acknowledge(at(10), at(1000), 3);
+        assert_eq!(gap.first, None, "the old leader did it with its last breath");
+        gap.acknowledge(at(10), at(1001), 4);
+        gap.acknowledge(at(11), at(1002), 4);
         assert_eq!(gap.first, Some(at(1001)));
         gap.begin();
         assert_eq!(gap.first, None, "the fault had not happened yet");

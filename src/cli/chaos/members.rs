@@ -27,6 +27,15 @@ pub struct Member {
 /// All of them, voters first.
 pub struct Members(Vec<Member>);
 
+/// Who leads when all is well.
+#[derive(Debug, Clone, Copy)]
+pub struct Leader {
+    /// In which place among the members.
+    pub place: usize,
+    /// Since this term.
+    pub term: u64,
+}
+
 impl Members {
     /// Those of the cluster behind these addresses. Each has to be reached by one of them, or where it says that it is.
     pub async fn find(given: &[String], options: &Options) -> Result<Members, String> {
@@ -91,15 +100,21 @@ impl Members {
     }
 
     /// Which of them leads, if all answer, agree on it and have applied what the leader had.
-    pub async fn whole(&self) -> Option<usize> {
+    pub async fn whole(&self) -> Option<Leader> {
         let before = self.statuses().await;
         let leader = before.first()?.as_ref()?.leader;
         let place = self.0.iter().position(|member| member.id == leader)?;
-        let target = before[place].as_ref()?.raft_applied_index;
+        let before = before[place].as_ref()?;
         let is_there = |status: Option<StatusResponse>| {
-            status.is_some_and(|status| status.leader == leader && status.raft_applied_index >= target)
+            status.is_some_and(|status| {
+                status.leader == leader && status.raft_applied_index >= before.raft_applied_index
+            })
         };
-        self.statuses().await.into_iter().all(is_there).then_some(place)
+        let all_are = self.statuses().await.into_iter().all(is_there);
+        all_are.then_some(Leader {
+            place,
+            term: before.raft_term,
+        })
     }
 
     /// Whether a member has applied what the leader has. The leader is asked first.

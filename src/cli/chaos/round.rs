@@ -9,7 +9,8 @@
 //!
 //! Between asking for the fault and having it nobody here knows when it happened, and a command may take its time for
 //! that. So the victim is asked for signs of life all the while. The fault counts from when the last one that it gave was
-//! asked for, and the first write is one that began after that: when the next one was asked for, which never came.
+//! asked for, and the first write is one that began after that: when the next one was asked for, which never came. If the
+//! victim led, it still may have acknowledged one in between: only one that a later leader acknowledged counts.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -63,10 +64,11 @@ impl Stage<'_> {
         let whole = async || self.members.whole().await;
         let leader = self.interrupts.until(self.limit, what, whole).await?;
         let voters = self.members.voters();
-        let place = self.fault.victim(number, leader, voters.len());
+        let place = self.fault.victim(number, leader.place, voters.len());
         let victim = &voters[place];
+        let led = place == leader.place;
 
-        self.load.begin_round();
+        self.load.begin_round(if led { leader.term } else { 0 });
         let failed_over = self.fail_over(place).await;
         let mended = Instant::now();
         let mend = self.breaker.mend(self.fault.act, &victim.name).await;
@@ -82,7 +84,7 @@ impl Stage<'_> {
         let fault_at = SystemTime::now() - fault.elapsed();
         Ok(Round {
             member: victim.name.clone(),
-            led: place == leader,
+            led,
             failover: Failover::told_by(&survivors, fault_at, self.options).await,
             first_write_ms: milliseconds(first.saturating_duration_since(fault)),
             catch_up_ms,
