@@ -15,8 +15,17 @@ const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 const STALE: &str = "etcdserver: revision of auth store is old";
 
 impl Client {
+    /// What goes along with requests that are made without this client; none without a login.
+    pub async fn token_to_lend(&self) -> Result<Option<String>, ClientError> {
+        if self.options.login.is_none() {
+            return Ok(None);
+        }
+        let (_, channel) = self.connect().await?;
+        self.token(&channel).await
+    }
+
     /// The token in use, fetched if need be; none without a login, or where none is asked for.
-    pub async fn token(&self, channel: &Channel) -> Result<Option<String>, ClientError> {
+    pub(super) async fn token(&self, channel: &Channel) -> Result<Option<String>, ClientError> {
         let Some((name, password)) = self.options.login.clone() else {
             return Ok(None);
         };

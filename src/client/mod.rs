@@ -30,10 +30,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 
-use crate::tls::{self, ClientTls};
+use crate::tls::{self, ClientStream, ClientTls};
 
 pub use look::{Messages, Pages};
 pub use session::Session;
@@ -93,7 +93,7 @@ pub struct Options {
 
 impl Options {
     /// The URL of an endpoint that may have been given as an address only.
-    fn url(&self, endpoint: &str) -> String {
+    pub fn url(&self, endpoint: &str) -> String {
         match (endpoint.contains("://"), &self.tls) {
             (true, _) => endpoint.to_string(),
             (false, Some(_)) => format!("https://{endpoint}"),
@@ -106,15 +106,35 @@ impl Options {
         let mut endpoint = Endpoint::from_shared(self.url(address))
             .map_err(|_| ClientError::Address(address.to_string()))?
             .connect_timeout(self.dial_timeout)
-            .http2_keep_alive_interval(self.keepalive_time.max(SHORTEST_KEEPALIVE))
+            .http2_keep_alive_interval(self.probe_interval())
             .keep_alive_timeout(self.keepalive_timeout);
         if let Some(limit) = limit {
             endpoint = endpoint.timeout(limit);
         }
+        self.in_time(address, tls::connected(&endpoint, self.tls.clone()))
+            .await
+    }
+
+    /// The same without HTTP/2, for who speaks that with it.
+    pub async fn dial(&self, address: &str) -> Result<ClientStream, ClientError> {
+        let uri = Uri::try_from(self.url(address)).map_err(|_| ClientError::Address(address.to_string()))?;
+        self.in_time(address, tls::dial(&uri, self.tls.clone())).await
+    }
+
+    /// How long a connection is silent before it is probed.
+    pub fn probe_interval(&self) -> Duration {
+        self.keepalive_time.max(SHORTEST_KEEPALIVE)
+    }
+
+    /// Also where resolving the name takes its time, or a listener accepts and says nothing.
+    async fn in_time<T, E: std::error::Error>(
+        &self,
+        address: &str,
+        connected: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ClientError> {
         let unreachable = |cause: String| unreachable(address, cause);
-        // Also where resolving the name takes its time, or a listener accepts and says nothing.
-        match tokio::time::timeout(self.dial_timeout, tls::connected(&endpoint, self.tls.clone())).await {
-            Ok(Ok(channel)) => Ok(channel),
+        match tokio::time::timeout(self.dial_timeout, connected).await {
+            Ok(Ok(connected)) => Ok(connected),
             Ok(Err(error)) => Err(unreachable(deepest(&error))),
             Err(_) => Err(unreachable(format!(
                 "no connection within {:?}",

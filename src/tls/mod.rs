@@ -231,9 +231,15 @@ pub async fn connected(
     endpoint.connect_with_connector(connector).await
 }
 
-type ClientStream = TokioIo<Gathered<Either<TcpStream, client::TlsStream<TcpStream>>>>;
+/// A connection of the side that connects, encrypted or not.
+pub type ClientStream = Gathered<Either<TcpStream, client::TlsStream<TcpStream>>>;
 
-async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientStream> {
+async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<ClientStream>> {
+    dial(&uri, tls).await.map(TokioIo::new)
+}
+
+/// A bare connection: plain to `http://`, over TLS to `https://`.
+pub async fn dial(uri: &Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientStream> {
     let is_tls = uri.scheme_str() == Some("https");
     let host = uri.host().unwrap_or_default();
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
@@ -244,7 +250,7 @@ async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientStre
         (true, Some(tls)) => Either::Right(tls.connect(host, stream).await?),
         (true, None) => return Err(io::Error::other("https:// needs certificates to be configured")),
     };
-    Ok(TokioIo::new(Gathered::new(stream)))
+    Ok(Gathered::new(stream))
 }
 
 /// Verifies that the other end has the key of the certificate that it shows, and nothing about whose that is.

@@ -1,27 +1,28 @@
 //! The connections of a load, and the threads that drive them.
 //!
 //! A lane is a thread with connections and clients of its own, which never meet those of another: nothing is handed from
-//! core to core on the way of a request. The cost of the client matters, as it often shares a machine with the servers.
+//! core to core on the way of a request.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::Channel;
 
 use super::super::ctl::Context;
 use super::super::failed::Failed;
+use super::caller::Caller;
 use super::measured::Measured;
 use super::plan::{Plan, Work};
 
 /// A thread, its connections, and what it measured.
 pub struct Lane {
     handle: Handle,
-    /// None only while it is dropped.
-    runtime: Option<Runtime>,
+    /// The thread ends when this is dropped.
+    _running: oneshot::Sender<()>,
     /// Its connections.
-    pub channels: Vec<Channel>,
+    pub callers: Vec<Arc<Caller>>,
     /// What its clients measured.
     pub measured: Arc<Mutex<Measured>>,
 }
@@ -32,8 +33,6 @@ pub struct Lanes {
     pub lanes: Vec<Lane>,
     /// Connections in all.
     pub connections: usize,
-    /// What goes along with each request, if there is a login.
-    pub token: Option<AsciiMetadataValue>,
 }
 
 impl Lanes {
@@ -44,35 +43,23 @@ impl Lanes {
             Some(connections) => connections.div_ceil(count),
             None => endpoints.len() as u64,
         };
+        let token = context.client.token_to_lend().await?;
+        let token = token.map(AsciiMetadataValue::try_from).transpose();
+        let token = token.map_err(|_| Failed::error("the server's token is not printable"))?;
         let mut lanes = Vec::new();
         for number in 0..count {
-            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
-            let runtime =
-                runtime.map_err(|error| Failed::error(format!("cannot start a thread: {error}")))?;
-            let mut lane = Lane {
-                handle: runtime.handle().clone(),
-                runtime: Some(runtime),
-                channels: Vec::new(),
-                measured: Arc::default(),
-            };
+            let mut lane = Lane::begin()?;
             for connection in 0..per_lane {
                 // Each endpoint gets as many as any other, across all lanes.
                 let at = (number * per_lane + connection) % endpoints.len() as u64;
-                let (options, endpoint) = (context.options.clone(), endpoints[at as usize].clone());
-                let channel = async move { Ok(options.connect(&endpoint, Some(options.timeout)).await?) };
-                lane.channels.push(lane.run(channel).await?);
+                let (options, handle) = (context.options.clone(), lane.handle.clone());
+                let caller = Caller::open(options, &endpoints[at as usize], token.as_ref(), handle);
+                lane.callers.push(caller.await?);
             }
             lanes.push(lane);
         }
-        let first = &lanes[0].channels[0];
-        let token = context.client.token(first).await?;
-        let token = token.map(AsciiMetadataValue::try_from).transpose();
-        let connections = lanes.iter().map(|lane| lane.channels.len()).sum();
-        Ok(Lanes {
-            lanes,
-            connections,
-            token: token.map_err(|_| Failed::error("the server's token is not printable"))?,
-        })
+        let connections = lanes.iter().map(|lane| lane.callers.len()).sum();
+        Ok(Lanes { lanes, connections })
     }
 
     /// The lane of a client, or of a stream.
@@ -99,6 +86,30 @@ fn watch_streams(plan: &Plan) -> u64 {
 }
 
 impl Lane {
+    /// A runtime of one thread has one queue: what is made ready by a connection all runs before that has its next turn.
+    fn begin() -> Result<Lane, Failed> {
+        let failed = |error| Failed::error(format!("cannot start a thread: {error}"));
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let (running, ended) = oneshot::channel::<()>();
+        let handle = runtime.handle().clone();
+        let run = move || {
+            let _ = runtime.block_on(ended);
+        };
+        std::thread::Builder::new()
+            .name("lane".into())
+            .spawn(run)
+            .map_err(failed)?;
+        Ok(Lane {
+            handle,
+            _running: running,
+            callers: Vec::new(),
+            measured: Arc::default(),
+        })
+    }
+
     /// Runs something on its thread, and waits for it.
     pub async fn run<T: Send + 'static>(
         &self,
@@ -121,14 +132,6 @@ impl Lane {
     /// The same, owned by a set.
     pub fn spawn_into(&self, set: &mut JoinSet<()>, future: impl Future<Output = ()> + Send + 'static) {
         set.spawn_on(future, &self.handle);
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -9,16 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use tokio::sync::Semaphore;
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
+use super::caller::{Exchange, Line, Method};
 use super::connections::lock;
 use super::measured::{Measured, Outcome};
 use super::schedule::Interval;
 use super::work::Shared;
-use crate::pb::etcdserverpb::watch_client::WatchClient;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 
@@ -99,12 +97,12 @@ impl FanOut {
     /// Takes what a stream brings, until it ends.
     pub async fn receive(
         self: Arc<FanOut>,
-        mut stream: Streaming<WatchResponse>,
+        mut stream: Exchange,
         interval: Interval,
         measured: Arc<Mutex<Measured>>,
     ) {
         loop {
-            let message = stream.message().await;
+            let message = stream.next().await;
             let now = Instant::now();
             match message {
                 Ok(Some(message)) => self.deliver(&message, now, &interval, &measured),
@@ -138,27 +136,20 @@ impl FanOut {
 }
 
 /// Opens a stream with so many watchers, and waits until all of them watch.
-pub async fn open(
-    shared: Arc<Shared>,
-    channel: Channel,
-    watchers: u64,
-) -> Result<Streaming<WatchResponse>, Status> {
+pub async fn open(shared: Arc<Shared>, mut line: Line, watchers: u64) -> Result<Exchange, Status> {
     let create = WatchRequest {
         request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest {
             key: shared.plan.space.name(0),
             ..WatchCreateRequest::default()
         })),
     };
-    let creates = futures::stream::iter((0..watchers).map(move |_| create.clone()));
-    let requests = shared.request(creates.chain(futures::stream::pending()));
-    let mut stream = WatchClient::new(channel)
-        .max_decoding_message_size(usize::MAX)
-        .watch(requests)
-        .await?
-        .into_inner();
+    let mut stream = line.open(Method::Watch, &create).await?;
+    for _ in 1..watchers {
+        stream.send(&create)?;
+    }
     let mut created = 0;
     while created < watchers {
-        match stream.message().await? {
+        match stream.next::<WatchResponse>().await? {
             Some(message) if message.canceled => return Err(Status::aborted(message.cancel_reason)),
             Some(message) => created += u64::from(message.created),
             None => return Err(Status::unavailable("the stream has ended")),

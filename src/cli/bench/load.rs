@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use tokio::task::{JoinHandle, JoinSet};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::super::failed::Failed;
 use super::super::output;
+use super::caller::Exchange;
 use super::connections::{Lane, Lanes, lock};
 use super::fan_out::{self, FanOut};
 use super::keys::Draw;
@@ -21,7 +22,6 @@ use super::report::{Found, Second};
 use super::schedule::Schedule;
 use super::work::{Client, Shared};
 use crate::client::ClientError;
-use crate::pb::etcdserverpb::WatchResponse;
 
 /// Beyond the time that a call may take, for those under way at the end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -173,28 +173,29 @@ async fn client<'a>(
     let lane = lanes.of(number);
     // Clients of one lane begin with different connections.
     let first = number as usize / lanes.lanes.len();
-    let client = Client::new(shared.clone(), &lane.channels, first, draw);
-    let client = lane
-        .run(async { client.prepared().await.map_err(failed) })
-        .await?;
-    Ok((lane, client))
+    let (shared, callers) = (shared.clone(), lane.callers.clone());
+    let ready = async move {
+        let client = Client::new(shared, &callers, first, draw).await;
+        client.prepared().await.map_err(failed)
+    };
+    Ok((lane, lane.run(ready).await?))
 }
 
 /// The streams of all watchers, each on one of the lanes.
 async fn watch_streams<'a>(
     lanes: &'a Lanes,
     shared: &Arc<Shared>,
-) -> Result<Vec<(&'a Lane, Streaming<WatchResponse>)>, Failed> {
+) -> Result<Vec<(&'a Lane, Exchange)>, Failed> {
     let Work::Watch { watchers, streams } = shared.plan.work else {
         return Ok(Vec::new());
     };
     let open = async |number: u64| {
         let lane = lanes.of(number);
         let turn = number as usize / lanes.lanes.len();
-        let channel = lane.channels[turn % lane.channels.len()].clone();
+        let line = lane.callers[turn % lane.callers.len()].line().await;
         // What is left over goes to the first.
         let share = watchers / streams + u64::from(number < watchers % streams);
-        let stream = fan_out::open(shared.clone(), channel, share);
+        let stream = fan_out::open(shared.clone(), line, share);
         let stream = lane.run(async { stream.await.map_err(failed) }).await?;
         Ok((lane, stream))
     };

@@ -4,12 +4,18 @@
 //! Plan ──► Lanes: threads and their connections ──► prepare: keys that must be there
 //!            │
 //!            ├─► Clients ◄── Schedule: when operations begin
+//!            │      ├─────► Caller: a connection, and what is called on it; wire: what it answers
 //!            │      └─────► Measured: how they ended, what they took
 //!            └─► here: each second, the servers' CPU, the end ──► Report
 //! ```
 //!
+//! A load generator that costs as much as the servers on its machine hides what they do, so it is a client of its own: h2
+//! without what tonic puts around it ([`caller`]), answers that are looked at and not built ([`wire`]), threads that share
+//! nothing ([`connections`]).
+//!
 //! Memory is bounded by the number of clients and threads, not by that of operations; `txn` keeps a revision of each key.
 
+mod caller;
 mod connections;
 mod fan_out;
 mod keys;
@@ -20,6 +26,7 @@ mod prepare;
 mod processes;
 mod report;
 mod schedule;
+mod wire;
 mod work;
 
 use std::process::ExitCode;
@@ -58,7 +65,7 @@ pub async fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode, Fa
         false => context.client.endpoints().to_vec(),
     };
     let lanes = Lanes::open(context, &plan, &endpoints).await?;
-    let shared = Arc::new(share(context, plan.clone(), &lanes));
+    let shared = Arc::new(share(context, plan.clone()));
     prepare::prepare(&lanes, &shared).await?;
     let load = Load::begin(&lanes, shared).await?;
     let report = Report {
@@ -87,7 +94,7 @@ async fn leader(context: &Context) -> Result<String, Failed> {
     Err(Failed::error("none of the endpoints leads: name all members"))
 }
 
-fn share(context: &Context, plan: Plan, lanes: &Lanes) -> Shared {
+fn share(context: &Context, plan: Plan) -> Shared {
     let revisions = match plan.work {
         Work::Txn => plan.space.size,
         _ => 0,
@@ -98,7 +105,6 @@ fn share(context: &Context, plan: Plan, lanes: &Lanes) -> Shared {
     };
     Shared {
         values: Values::new(plan.value_size, plan.seed),
-        token: lanes.token.clone(),
         timeout: context.options.timeout,
         revisions: (0..revisions).map(|_| AtomicI64::new(0)).collect(),
         fan_out,

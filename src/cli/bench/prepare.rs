@@ -1,19 +1,20 @@
 //! What must be there before a load begins: the keys that it reads, and, for compare-and-swap, what their revisions are.
 
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use tonic::transport::Channel;
+use std::sync::Arc;
 
 use super::super::failed::Failed;
 use super::super::output;
+use super::caller::{Caller, Method, Patience};
 use super::connections::Lanes;
 use super::keys::Draw;
 use super::plan::{Plan, Preload, Work};
 use super::work::Shared;
 use crate::client::ClientError;
-use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::request_op::Request as Op;
-use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest};
+use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use prost::Message;
 
 /// Keys that are written in one transaction, at most: servers take no more than 128.
 const BATCH_KEYS: u64 = 100;
@@ -26,25 +27,25 @@ const PAGE: i64 = 10_000;
 
 /// Writes the keys that must be there, and learns what must be known.
 pub async fn prepare(lanes: &Lanes, shared: &Shared) -> Result<(), Failed> {
-    let channels: Vec<&Channel> = lanes.lanes.iter().flat_map(|lane| &lane.channels).collect();
+    let callers: Vec<&Arc<Caller>> = lanes.lanes.iter().flat_map(|lane| &lane.callers).collect();
     let plan = &shared.plan;
     let is_wanted = match plan.preload {
         Preload::All => true,
-        Preload::Auto => plan.reads() && count(channels[0], shared).await? < plan.space.size,
+        Preload::Auto => plan.reads() && count(callers[0], shared).await? < plan.space.size,
         Preload::None => false,
     };
     if is_wanted {
         output::say(format!("writing {} keys first", plan.space.size));
-        write_all(&channels, shared).await?;
+        write_all(&callers, shared).await?;
     }
     if plan.work == Work::Txn {
-        learn_revisions(channels[0], shared).await?;
+        learn_revisions(callers[0], shared).await?;
     }
     Ok(())
 }
 
 /// How many of the keys there are.
-async fn count(channel: &Channel, shared: &Shared) -> Result<u64, Failed> {
+async fn count(caller: &Arc<Caller>, shared: &Shared) -> Result<u64, Failed> {
     let (key, range_end) = shared.plan.space.range(0, shared.plan.space.size);
     let request = RangeRequest {
         key,
@@ -52,20 +53,21 @@ async fn count(channel: &Channel, shared: &Shared) -> Result<u64, Failed> {
         count_only: true,
         ..RangeRequest::default()
     };
-    Ok(u64::try_from(range(channel, shared, request).await?.count).unwrap_or(0))
+    Ok(u64::try_from(range(caller, shared, request).await?.count).unwrap_or(0))
 }
 
-async fn write_all(channels: &[&Channel], shared: &Shared) -> Result<(), Failed> {
+async fn write_all(callers: &[&Arc<Caller>], shared: &Shared) -> Result<(), Failed> {
     let plan = &shared.plan;
     let step = batch(plan);
     let batches = (0..plan.space.size.div_ceil(step)).map(|number| {
         let first = number * step;
         let keys = first..(first + step).min(plan.space.size);
-        let channel = channels[number as usize % channels.len()].clone();
+        let caller = callers[number as usize % callers.len()];
         async move {
-            let request = shared.request(puts(shared, keys)?);
-            let answer = KvClient::new(channel).txn(request).await;
-            answer.map(drop).map_err(failed)
+            let request = puts(shared, keys)?;
+            ask::<TxnResponse>(caller, shared, Method::Txn, &request)
+                .await
+                .map(drop)
         }
     });
     futures::stream::iter(batches)
@@ -99,7 +101,7 @@ fn puts(shared: &Shared, keys: std::ops::Range<u64>) -> Result<TxnRequest, Faile
     })
 }
 
-async fn learn_revisions(channel: &Channel, shared: &Shared) -> Result<(), Failed> {
+async fn learn_revisions(caller: &Arc<Caller>, shared: &Shared) -> Result<(), Failed> {
     let (mut key, range_end) = shared.plan.space.range(0, shared.plan.space.size);
     loop {
         let request = RangeRequest {
@@ -109,7 +111,7 @@ async fn learn_revisions(channel: &Channel, shared: &Shared) -> Result<(), Faile
             keys_only: true,
             ..RangeRequest::default()
         };
-        let page = range(channel, shared, request).await?;
+        let page = range(caller, shared, request).await?;
         for kv in &page.kvs {
             if let Some(number) = shared.plan.space.number(&kv.key) {
                 shared.has_seen(number, kv.mod_revision);
@@ -122,12 +124,23 @@ async fn learn_revisions(channel: &Channel, shared: &Shared) -> Result<(), Faile
     }
 }
 
-async fn range(channel: &Channel, shared: &Shared, request: RangeRequest) -> Result<RangeResponse, Failed> {
-    let mut kv = KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-    let answer = kv.range(shared.request(request)).await.map_err(failed)?;
-    Ok(answer.into_inner())
+async fn range(
+    caller: &Arc<Caller>,
+    shared: &Shared,
+    request: RangeRequest,
+) -> Result<RangeResponse, Failed> {
+    ask(caller, shared, Method::Range, &request).await
 }
 
-fn failed(status: tonic::Status) -> Failed {
-    ClientError::Server(status).into()
+async fn ask<T: Message + Default>(
+    caller: &Arc<Caller>,
+    shared: &Shared,
+    method: Method,
+    request: &impl Message,
+) -> Result<T, Failed> {
+    let mut line = caller.line().await;
+    let answer = Patience::new(shared.timeout)
+        .with(line.ask(method, request))
+        .await;
+    answer.map_err(|status| ClientError::Server(status).into())
 }

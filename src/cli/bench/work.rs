@@ -1,37 +1,35 @@
 //! What a client does: one operation after the other, each built from parts that were made before.
 //!
-//! Requests go over bare channels. Nothing is sent again, so what is measured is what the servers answered. A client
-//! asks its connections in turn: so the endpoints share even what a single client asks.
+//! Nothing is sent again, so what is measured is what the servers answered. A client asks its connections in turn: so the
+//! endpoints share even what a single client asks.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::Status;
 
+use super::caller::{Caller, Exchange, Line, Method, Patience};
 use super::connections::lock;
 use super::fan_out::FanOut;
 use super::keys::{Draw, Values};
 use super::measured::{Measured, Outcome};
 use super::plan::{Plan, Work};
 use super::schedule::Schedule;
+use super::wire::Tally;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use crate::pb::etcdserverpb::kv_client::KvClient;
-use crate::pb::etcdserverpb::lease_client::LeaseClient;
 use crate::pb::etcdserverpb::request_op::Request as Op;
 use crate::pb::etcdserverpb::response_op::Response as Answer;
 use crate::pb::etcdserverpb::{
-    Compare, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest, RangeRequest,
-    RequestOp, TxnRequest, TxnResponse,
+    Compare, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    PutRequest, PutResponse, RangeRequest, RequestOp, TxnRequest, TxnResponse,
 };
 
 /// After an operation that failed, so that one that fails at once does not keep the machine busy.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Number of the field with the pairs in the answer to a range.
+const RANGE_RESPONSE_KVS: u64 = 2;
 
 /// What all clients share.
 pub struct Shared {
@@ -39,9 +37,7 @@ pub struct Shared {
     pub plan: Plan,
     /// What is written.
     pub values: Values,
-    /// What goes along with each request.
-    pub token: Option<AsciiMetadataValue>,
-    /// How long an answer on a stream may take.
+    /// How long an answer may take.
     pub timeout: Duration,
     /// For `txn`: the revision last seen of each key.
     pub revisions: Vec<AtomicI64>,
@@ -50,15 +46,6 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A request with what goes along.
-    pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(token) = &self.token {
-            request.metadata_mut().insert("token", token.clone());
-        }
-        request
-    }
-
     /// A key's revision is at least this.
     pub fn has_seen(&self, number: u64, revision: i64) {
         if let Some(known) = self.revisions.get(number as usize) {
@@ -75,26 +62,25 @@ impl Shared {
 /// One client.
 pub struct Client {
     shared: Arc<Shared>,
-    kv: Vec<KvClient<Channel>>,
-    leases: Vec<LeaseClient<Channel>>,
+    lines: Vec<Line>,
     /// The connection that was used last.
     at: usize,
+    patience: Patience,
     draw: Draw,
     renewal: Option<Renewal>,
 }
 
 impl Client {
     /// Over these connections, beginning with one of its own.
-    pub fn new(shared: Arc<Shared>, channels: &[Channel], first: usize, draw: Draw) -> Client {
-        let kv = |channel: &Channel| KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        let lease = |channel: &Channel| LeaseClient::new(channel.clone());
+    pub async fn new(shared: Arc<Shared>, callers: &[Arc<Caller>], first: usize, draw: Draw) -> Client {
+        let lines = callers.iter().map(Caller::line);
         Client {
-            shared,
-            kv: channels.iter().map(kv).collect(),
-            leases: channels.iter().map(lease).collect(),
-            at: first % channels.len(),
+            lines: futures::future::join_all(lines).await,
+            at: first % callers.len(),
+            patience: Patience::new(shared.timeout),
             draw,
             renewal: None,
+            shared,
         }
     }
 
@@ -143,7 +129,7 @@ impl Client {
 
     /// The next connection's number.
     fn turn(&mut self) -> usize {
-        self.at = (self.at + 1) % self.kv.len();
+        self.at = (self.at + 1) % self.lines.len();
         self.at
     }
 
@@ -166,9 +152,9 @@ impl Client {
     }
 
     async fn send_put(&mut self, pair: PutRequest) -> Result<Outcome, Status> {
-        let request = self.shared.request(pair);
         let at = self.turn();
-        self.kv[at].put(request).await?;
+        let answer = self.lines[at].ask::<PutResponse>(Method::Put, &pair);
+        self.patience.with(answer).await?;
         Ok(Outcome::Done)
     }
 
@@ -183,15 +169,17 @@ impl Client {
     }
 
     async fn read(&mut self, key: Bytes, range_end: Bytes, expected: u64) -> Result<Outcome, Status> {
-        let request = self.shared.request(RangeRequest {
+        let request = RangeRequest {
             key,
             range_end,
             serializable: self.shared.plan.serializable,
             ..RangeRequest::default()
-        });
+        };
         let at = self.turn();
-        let answer = self.kv[at].range(request).await?.into_inner();
-        Ok(match answer.kvs.len() as u64 == expected {
+        let mut found = Tally::of(RANGE_RESPONSE_KVS);
+        let answer = self.lines[at].call(Method::Range, &request, &mut found);
+        self.patience.with(answer).await?;
+        Ok(match found.count()? == expected {
             true => Outcome::Done,
             false => Outcome::Missed,
         })
@@ -201,9 +189,10 @@ impl Client {
         let number = self.draw.next();
         let key = self.shared.plan.space.name(number);
         let pair = self.pair(key.clone());
-        let request = self.shared.request(swap(key, self.shared.revision(number), pair));
+        let request = swap(key, self.shared.revision(number), pair);
         let at = self.turn();
-        let answer = self.kv[at].txn(request).await?.into_inner();
+        let answer = self.lines[at].ask(Method::Txn, &request);
+        let answer: TxnResponse = self.patience.with(answer).await?;
         self.shared.has_seen(number, revision_of(&answer));
         Ok(match answer.succeeded {
             true => Outcome::Done,
@@ -224,9 +213,10 @@ impl Client {
 
     async fn grant(&mut self) -> Result<i64, Status> {
         let ttl = self.shared.plan.ttl_s;
-        let request = self.shared.request(LeaseGrantRequest { ttl, id: 0 });
         let at = self.turn();
-        Ok(self.leases[at].lease_grant(request).await?.into_inner().id)
+        let request = LeaseGrantRequest { ttl, id: 0 };
+        let answer = self.lines[at].ask::<LeaseGrantResponse>(Method::Grant, &request);
+        Ok(self.patience.with(answer).await?.id)
     }
 
     async fn renew(&mut self) -> Result<Outcome, Status> {
@@ -234,8 +224,7 @@ impl Client {
             Some(renewal) => renewal,
             None => self.begin_renewing().await?,
         };
-        let answer = tokio::time::timeout(self.shared.timeout, renewal.once()).await;
-        let ttl = answer.map_err(|_| Status::deadline_exceeded("no answer"))??;
+        let ttl = self.patience.with(renewal.once()).await?;
         // Kept only while it works.
         self.renewal = Some(renewal);
         Ok(match ttl > 0 {
@@ -247,34 +236,31 @@ impl Client {
     /// A lease, and a stream to renew it.
     async fn begin_renewing(&mut self) -> Result<Renewal, Status> {
         let id = self.grant().await?;
-        let (requests, receiver) = mpsc::channel(1);
-        // Sent before the answer to the call is awaited: etcd gives none before.
-        let _ = requests.send(LeaseKeepAliveRequest { id }).await;
-        let request = self.shared.request(ReceiverStream::new(receiver));
-        let mut answers = self.leases[self.at].lease_keep_alive(request).await?.into_inner();
-        answers.message().await?;
-        Ok(Renewal {
-            id,
-            requests,
-            answers,
-        })
+        let request = LeaseKeepAliveRequest { id };
+        let stream = self.lines[self.at].open(Method::KeepAlive, &request);
+        let stream = self.patience.with(stream).await?;
+        let mut renewal = Renewal { request, stream };
+        self.patience.with(renewal.answer()).await?;
+        Ok(renewal)
     }
 }
 
 /// A lease that is being renewed.
 struct Renewal {
-    id: i64,
-    requests: mpsc::Sender<LeaseKeepAliveRequest>,
-    answers: Streaming<LeaseKeepAliveResponse>,
+    request: LeaseKeepAliveRequest,
+    stream: Exchange,
 }
 
 impl Renewal {
     /// Renews it; the seconds it lives from now on.
     async fn once(&mut self) -> Result<i64, Status> {
-        let ended = || Status::new(Code::Unavailable, "the stream has ended");
-        let request = LeaseKeepAliveRequest { id: self.id };
-        self.requests.send(request).await.map_err(|_| ended())?;
-        let answer = self.answers.message().await?;
+        self.stream.send(&self.request)?;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<i64, Status> {
+        let answer: Option<LeaseKeepAliveResponse> = self.stream.next().await?;
+        let ended = || Status::unavailable("the stream has ended");
         Ok(answer.ok_or_else(ended)?.ttl)
     }
 }
