@@ -301,6 +301,11 @@ impl Exchange {
 
     /// The next message; none: the stream has ended well.
     pub async fn next<T: Message + Default>(&mut self) -> Result<Option<T>, Status> {
+        self.message().await?.map(decoded).transpose()
+    }
+
+    /// The same, as it travels.
+    pub async fn message(&mut self) -> Result<Option<&[u8]>, Status> {
         self.message.clear();
         loop {
             while !self.part.is_empty() {
@@ -309,7 +314,7 @@ impl Exchange {
                 let left = rest.len();
                 self.part.advance(self.part.len() - left);
                 if is_whole {
-                    return decoded(&self.message).map(Some);
+                    return Ok(Some(&self.message));
                 }
             }
             match self.answer.part().await? {

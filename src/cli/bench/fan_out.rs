@@ -16,6 +16,7 @@ use super::caller::{Exchange, Line, Method};
 use super::connections::lock;
 use super::measured::{Measured, Outcome};
 use super::schedule::Interval;
+use super::wire::each;
 use super::work::Shared;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
@@ -102,12 +103,15 @@ impl FanOut {
         measured: Arc<Mutex<Measured>>,
     ) {
         loop {
-            let message = stream.next().await;
+            let message = stream.message().await;
             let now = Instant::now();
-            match message {
-                Ok(Some(message)) => self.deliver(&message, now, &interval, &measured),
-                Ok(None) => return self.lose(&measured, &interval, now, Code::Unavailable),
-                Err(status) => return self.lose(&measured, &interval, now, status.code()),
+            let delivered = match message {
+                Ok(Some(message)) => self.deliver(message, now, &interval, &measured),
+                Ok(None) => Err(Status::unavailable("the stream has ended")),
+                Err(status) => Err(status),
+            };
+            if let Err(status) = delivered {
+                return self.lose(&measured, &interval, now, status.code());
             }
         }
     }
@@ -119,20 +123,29 @@ impl FanOut {
 
     fn deliver(
         &self,
-        message: &WatchResponse,
+        message: &[u8],
         now: Instant,
         interval: &Interval,
         measured: &Mutex<Measured>,
-    ) {
-        let pairs = message.events.iter().filter_map(|event| event.kv.as_ref());
-        for written in pairs.filter_map(|kv| self.stamp(&kv.value)) {
+    ) -> Result<(), Status> {
+        each_value(message, |value| {
+            let Some(written) = self.stamp(value) else { return };
             lock(measured).record(interval, written, now, Outcome::Done);
             let delivered = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
             if delivered.is_multiple_of(self.watchers) {
                 self.give_room();
             }
-        }
+        })
     }
+}
+
+/// The values that a watch's answer brings, found where they lie: field 5 of field 2 of its fields 11.
+fn each_value(message: &[u8], mut take: impl FnMut(&[u8])) -> Result<(), Status> {
+    let mut value = |value| {
+        take(value);
+        Ok(())
+    };
+    each(message, 11, |event| each(event, 2, |kv| each(kv, 5, &mut value)))
 }
 
 /// Opens a stream with so many watchers, and waits until all of them watch.
@@ -160,6 +173,8 @@ pub async fn open(shared: Arc<Shared>, mut line: Line, watchers: u64) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     #[test]
@@ -194,9 +209,11 @@ mod tests {
             events: vec![event],
             ..WatchResponse::default()
         };
-        fan_out.deliver(&message, from, &interval, &measured);
+        let message = message.encode_to_vec();
+        let deliver = || fan_out.deliver(&message, from, &interval, &measured);
+        deliver().expect("a message");
         assert_eq!(fan_out.room.available_permits(), 0);
-        fan_out.deliver(&message, from, &interval, &measured);
+        deliver().expect("a message");
         assert_eq!(fan_out.room.available_permits(), 1);
         assert_eq!(lock(&measured).answered, 2);
     }

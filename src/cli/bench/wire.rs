@@ -9,6 +9,7 @@
 //! and itself a row of fields, each a key (its number and its kind), then a number, or a length and as many bytes. A range
 //! of a thousand keys is a thousand such fields: all that a load generator wants is how many. Built, they would cost it
 //! more than the server, and a copy of all bytes; [`Tally`] counts them in the pieces as these come, in some ten steps each.
+//! Of an event only a few bytes are wanted; [`each`] finds them in a message that is whole.
 
 use tonic::Status;
 
@@ -122,11 +123,8 @@ impl Tally {
 
     /// What comes after a key.
     fn after(&mut self, key: u64) -> Result<At, Status> {
-        let (field, kind) = (key >> 3, key & 7);
-        if field == 0 || (field == self.field && kind != 2) {
-            return Err(malformed());
-        }
-        self.count += u64::from(field == self.field);
+        let (kind, is_wanted) = parted(key, self.field)?;
+        self.count += u64::from(is_wanted);
         match kind {
             0 => Ok(At::Value),
             1 => Ok(At::Skipped(8)),
@@ -168,6 +166,46 @@ fn skip(bytes: u64) -> At {
     }
 }
 
+/// The kind that a key tells, and whether its field is the one that is wanted: if so, it holds bytes.
+fn parted(key: u64, wanted: u64) -> Result<(u64, bool), Status> {
+    let (field, kind) = (key >> 3, key & 7);
+    let is_wanted = field == wanted;
+    match field == 0 || (is_wanted && kind != 2) {
+        true => Err(malformed()),
+        false => Ok((kind, is_wanted)),
+    }
+}
+
+/// Hands on what each field with this number holds.
+pub fn each<'a>(
+    message: &'a [u8],
+    field: u64,
+    mut take: impl FnMut(&'a [u8]) -> Result<(), Status>,
+) -> Result<(), Status> {
+    let mut rest = message;
+    while !rest.is_empty() {
+        let key = Number::first(&mut rest)?;
+        let (kind, is_wanted) = parted(key, field)?;
+        let length = match kind {
+            0 => {
+                Number::first(&mut rest)?;
+                continue;
+            }
+            1 => 8,
+            2 => Number::first(&mut rest)?,
+            5 => 4,
+            _ => return Err(malformed()),
+        };
+        let length = usize::try_from(length).map_err(|_| malformed())?;
+        let (held, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
+        rest = after;
+        if is_wanted {
+            take(held)?;
+        }
+    }
+    Ok(())
+}
+
 /// A number of seven bits a byte, the lowest first; the last byte has no eighth bit.
 #[derive(Default)]
 struct Number {
@@ -187,6 +225,18 @@ impl Number {
             return Ok(None);
         }
         Ok(Some(std::mem::take(self).value))
+    }
+
+    /// The number that these bytes begin with, which lose it.
+    fn first(bytes: &mut &[u8]) -> Result<u64, Status> {
+        let mut number = Number::default();
+        loop {
+            let (first, rest) = bytes.split_first().ok_or_else(malformed)?;
+            *bytes = rest;
+            if let Some(number) = number.push(*first)? {
+                return Ok(number);
+            }
+        }
     }
 
     fn is_whole(&self) -> bool {
@@ -242,6 +292,18 @@ mod tests {
             tally.take(piece)?;
         }
         tally.count()
+    }
+
+    /// The values of the pairs.
+    fn values(message: &[u8]) -> Result<Vec<Vec<u8>>, Status> {
+        let mut values = Vec::new();
+        each(message, KVS, |kv| {
+            each(kv, 5, |value| {
+                values.push(value.to_vec());
+                Ok(())
+            })
+        })?;
+        Ok(values)
     }
 
     #[test]
@@ -306,7 +368,22 @@ mod tests {
     fn other_kinds_of_fields_are_passed_over() {
         // Field 15: eight bytes, four bytes, a number.
         let others = [&[0x79; 9][..], &[0x7d; 5], &[0x78, 0x80, 0x01]].concat();
-        assert_eq!(count(&[&others, &message(2, 1)[..]].concat(), 5).ok(), Some(2));
+        let message = [&others, &message(2, 1)[..]].concat();
+        assert_eq!(count(&message, 5).ok(), Some(2));
+        assert_eq!(values(&message).ok(), Some(vec![vec![0x12]; 2]));
+    }
+
+    #[test]
+    fn fields_are_found_in_fields() {
+        for (keys, value) in [(0, 0), (1, 1), (3, 127), (2, 128)] {
+            let found = values(&message(keys, value)).expect("a message");
+            assert_eq!(found, vec![vec![0x12; value]; keys]);
+        }
+        let message = message(2, 10);
+        for length in 0..message.len() {
+            let is_message = RangeResponse::decode(&message[..length]).is_ok();
+            assert_eq!(values(&message[..length]).is_ok(), is_message, "{length}");
+        }
     }
 
     #[test]
@@ -323,6 +400,7 @@ mod tests {
             &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],
         ] {
             assert!(count(wrong, 3).is_err(), "{wrong:x?}");
+            assert!(each(wrong, KVS, |_| Ok(())).is_err(), "{wrong:x?}");
             assert!(RangeResponse::decode(wrong).is_err(), "{wrong:x?}");
         }
     }
