@@ -201,13 +201,15 @@ fn get_log_id(buf: &mut &[u8]) -> LogId {
 
 /// The id of the entry at `index`, proposed by `leader` in `term`.
 pub fn new_log_id(term: u64, leader: u64, index: u64) -> LogId {
-    LogId::new(
-        LeaderId {
-            term,
-            node_id: leader,
-        },
-        index,
-    )
+    LogId::new(leader_id(term, leader), index)
+}
+
+/// The member that leads in this term.
+pub fn leader_id(term: u64, leader: u64) -> LeaderId {
+    LeaderId {
+        term,
+        node_id: leader,
+    }
 }
 
 /// A log id as the log and snapshot files keep it.

@@ -11,7 +11,7 @@
 //! * our own encodings on disk and wire ([`entry`]).
 //!
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it ·
-//! [`feed`] what was applied, for watchers ·
+//! [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader ·
 //! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
 //! counted · [`contact`] who answers · [`links`], [`ballots`], [`observer`] what the journal is told ·
 //! [`figures`] for whoever looks · [`membership`] one change at a time ·
@@ -21,6 +21,7 @@
 mod ballots;
 mod contact;
 pub mod entry;
+pub mod fates;
 pub mod feed;
 pub mod figures;
 pub mod identity;

@@ -252,7 +252,10 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::ForwardReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
-        let answers = self.replica.propose_forwarded(request.commands).await;
+        let answers = self
+            .replica
+            .propose_forwarded(request.term, request.commands)
+            .await;
         let results = answers.into_iter().map(Forwarded::into_wire).collect();
         Ok(Response::new(peer::ForwardReply { results }))
     }

@@ -17,17 +17,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use openraft::Instant as _;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::type_config::alias::WatchReceiverOf;
 use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
-use super::entry::from_wire_log_id;
+use super::entry::{LeaderId, from_wire_log_id, leader_id};
+use super::fates::{Fates, fate_of, propose_as};
 use super::feed::Feed;
 use super::identity::Identity;
 use super::log_store::LogStore;
@@ -36,7 +35,7 @@ use super::read_index::{ReadIndexError, Rounds};
 use super::saving::{DefragmentError, Defragmenter, engine_dirs, numbered_engines};
 use super::snapshot::SnapshotStore;
 use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
-use super::{CommandBytes, LogId, Node, Raft, Reply, Timing, Types, Vote};
+use super::{LogId, Node, Raft, Reply, Timing, Types, Vote};
 use crate::error::Error;
 use crate::journal::{Event, Id};
 use crate::metrics::Metrics;
@@ -185,25 +184,6 @@ impl Forwarded {
     }
 }
 
-/// What became of one of several proposals.
-fn written_answer(
-    written: Result<openraft::raft::WriteResult<Types>, Fatal<Types>>,
-) -> Result<Reply, ProposeError> {
-    match written {
-        Ok(Ok(written)) => Ok(written.response),
-        Ok(Err(error)) => Err(refused(error)),
-        Err(fatal) => Err(ProposeError::Unknown(fatal.to_string())),
-    }
-}
-
-/// Why Raft did not carry a proposal through.
-fn refused(error: ClientWriteError<Types>) -> ProposeError {
-    match error {
-        ClientWriteError::ForwardToLeader(forward) => ProposeError::NotProposed(forward.to_string()),
-        error => ProposeError::Unknown(error.to_string()),
-    }
-}
-
 fn reply_to_wire(reply: Reply) -> Bytes {
     let response = match reply.0 {
         Ok(response) => response,
@@ -275,6 +255,7 @@ struct Inner {
     applied: watch::Receiver<u64>,
     members: watch::Receiver<()>,
     feed: Feed,
+    fates: Arc<Fates>,
     rounds: Rounds,
     defragmenter: Defragmenter,
     failure: Failure,
@@ -306,6 +287,7 @@ impl Replica {
         let (members_tx, members) = watch::channel(());
         let (closed_tx, closed) = oneshot::channel();
         let feed = Feed::default();
+        let fates = Arc::new(Fates::default());
         let shell = Shell {
             snapshots: snapshots.clone(),
             defragmenter: defragmenter.clone(),
@@ -314,6 +296,7 @@ impl Replica {
             applied: applied_tx,
             members: members_tx,
             feed: feed.clone(),
+            fates: fates.clone(),
             failure: failure.clone(),
             metrics: options.metrics.clone(),
             token_sink: options.token_sink.clone(),
@@ -359,6 +342,7 @@ impl Replica {
             applied,
             members,
             feed,
+            fates,
             rounds,
             defragmenter,
             failure,
@@ -505,48 +489,44 @@ impl Replica {
 
     /// Proposes an encoded command and waits until it is applied here. Only the leader can.
     pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
-        match self.inner.raft.client_write(CommandBytes(command)).await {
-            Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(error)) => Err(refused(error)),
-            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Unknown(fatal.to_string())),
-        }
+        // Named as it is for those that others forward: openraft appends together only what names the same.
+        let leader = self.leader_id();
+        fate_of(propose_as(&self.inner.raft, leader, command).await).await
     }
 
-    /// Proposes what another member forwarded, all in one go. An answer for each, in their order.
-    pub async fn propose_forwarded(&self, commands: Vec<Bytes>) -> Vec<Forwarded> {
-        let count = commands.len();
-        let mut answers = match self
-            .inner
-            .raft
-            .client_write_many(commands.into_iter().map(CommandBytes))
-            .await
-        {
-            Ok(written) => written.map(written_answer).map(Forwarded).collect().await,
-            Err(_) => Vec::new(),
-        };
-        // What is left has no answer because Raft stopped.
-        answers.resize_with(count, || {
-            Forwarded(Err(ProposeError::Unknown("the leader is stopping".to_string())))
-        });
+    /// Proposes what another member forwarded, in the term that it names; 0: in whichever. An answer for each, in
+    /// their order.
+    pub async fn propose_forwarded(&self, term: u64, commands: Vec<Bytes>) -> Vec<Forwarded> {
+        let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
+        let mut proposed = Vec::with_capacity(commands.len());
+        for command in commands {
+            proposed.push(propose_as(&self.inner.raft, leader, command).await);
+        }
+        let mut answers = Vec::with_capacity(proposed.len());
+        for proposed in proposed {
+            answers.push(Forwarded(fate_of(proposed).await));
+        }
         answers
     }
 
-    /// Hands commands to the leader, in one request. An error counts for every one of them.
+    /// Hands commands to the leader, in one request, to be proposed by it as this leader. An error counts for every one
+    /// of them.
     pub async fn forward(
         &self,
-        leader: u64,
+        leader: LeaderId,
         node: &Node,
         commands: Vec<Bytes>,
         limit: Duration,
     ) -> Result<Vec<Result<Reply, ProposeError>>, ProposeError> {
         let request = peer::ForwardRequest {
-            target: Some(self.inner.peers.target(leader)),
+            target: Some(self.inner.peers.target(leader.node_id)),
             commands,
+            term: leader.term,
         };
         let mut client = self
             .inner
             .peers
-            .client(leader, node, Purpose::Forward)
+            .client(leader.node_id, node, Purpose::Forward)
             .map_err(|status| ProposeError::NotProposed(status.to_string()))?;
         match tokio::time::timeout(limit, client.forward(request)).await {
             Ok(Ok(reply)) => Ok(reply
@@ -697,6 +677,11 @@ impl Replica {
 
     /// The leader that this member knows of, with its place in the membership.
     pub fn leader(&self) -> Option<(u64, Node)> {
+        self.leadership().map(|(leader, node)| (leader.node_id, node))
+    }
+
+    /// The same, with its term.
+    pub fn leadership(&self) -> Option<(LeaderId, Node)> {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
@@ -704,7 +689,28 @@ impl Replica {
             .membership_config
             .membership()
             .get_node(&leader)
-            .map(|node| (leader, node.clone()))
+            .map(|node| (leader_id(metrics.vote.leader_id.term, leader), node.clone()))
+    }
+
+    /// Who leads and since which term, as far as this member knows.
+    fn leader_id(&self) -> Option<LeaderId> {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        Some(leader_id(metrics.vote.leader_id.term, leader))
+    }
+
+    /// Waits until this member knows of a later leader than this one, or of a later vote.
+    pub async fn overtaken(&self, leader: LeaderId) {
+        let later = |vote: &Vote| vote.leader_id > leader;
+        let mut metrics = self.inner.raft.server_metrics();
+        // An error means that Raft stopped: then nobody leads.
+        while !later(&metrics.borrow_and_update().vote) && metrics.changed().await.is_ok() {}
+    }
+
+    /// What becomes of commands that are handed to a leader.
+    pub fn fates(&self) -> &Arc<Fates> {
+        &self.inner.fates
     }
 
     /// Whether this member leads, as far as it knows.

@@ -3,7 +3,7 @@
 //! One call of `apply` brings a run of committed entries. Each is applied in memory; then the batch is *sealed* with
 //! the shell's mark (the applied log id and the membership), which publishes its revision to readers in one step;
 //! then the applied index is announced to waiting reads, and what changed to those who watch ([`Feed`]); and only then
-//! do proposers get their answers. Whoever has an answer, or an event, can therefore read what it says.
+//! do proposers get their answers, here, or by way of another member ([`Fates`]). Whoever has an answer, or an event, can therefore read what it says.
 //!
 //! The engine (sled) is written behind: a thread of its own commits everything sealed so far, mark included, as one
 //! batch, and reclaims compacted versions in slices. What it lags, the log replays. If it falls too far behind, apply
@@ -21,6 +21,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::entry::{decode_log_id, decode_stored_membership, encode_log_id, encode_stored_membership};
+use super::fates::Fates;
 use super::feed::Feed;
 use super::pace::Pace;
 use super::saving::{Defragmenter, Saving};
@@ -96,6 +97,8 @@ pub struct Shell {
     pub members: watch::Sender<()>,
     /// Tells those who watch.
     pub feed: Feed,
+    /// Tells those who handed commands to a leader.
+    pub fates: Arc<Fates>,
     /// Reports what must stop this member.
     pub failure: Failure,
     /// What is counted.
@@ -126,11 +129,14 @@ struct Run {
     began: Option<Instant>,
     entries: usize,
     answers: Vec<(openraft::storage::ApplyResponder<Types>, Reply)>,
+    /// By their ids, commands that were not proposed here, if any such are waited for.
+    others: Vec<(u64, Reply)>,
 }
 
 /// In this order: the rest is saved, all of it is flushed, then `shell.closed` tells.
 impl Drop for StateMachine {
     fn drop(&mut self) {
+        self.shell.fates.end();
         self.saving.stop();
         if let Err(error) = self.state.flush() {
             // What is lost is only applied state: the next start rebuilds it.
@@ -145,6 +151,7 @@ impl StateMachine {
         shell
             .applied
             .send_replace(mark.applied.map_or(0, |log_id| log_id.index));
+        shell.fates.skipped(mark.applied.map(|applied| applied.leader_id));
         let saving = start_saving(&state, &shell);
         let changes = Changes {
             last: state.reader().revision(),
@@ -172,7 +179,8 @@ impl StateMachine {
         (self.state.snapshot(), self.mark.applied)
     }
 
-    fn apply_command(&mut self, log_id: LogId, command: &CommandBytes) -> io::Result<Reply> {
+    /// The command's id, and what it came to.
+    fn apply_command(&mut self, log_id: LogId, command: &CommandBytes) -> io::Result<(u64, Reply)> {
         let command = Command::decode(command.0.clone()).map_err(io::Error::other)?;
         self.members_changed |= matches!(
             command.op,
@@ -190,7 +198,8 @@ impl StateMachine {
         }
         self.changes.events.append(&mut outcome.events);
         self.changes.last = outcome.revision;
-        Ok(Reply(outcome.response))
+        let id = command.header.map_or(0, |header| header.id);
+        Ok((id, Reply(outcome.response)))
     }
 
     fn apply_membership(&mut self, membership: StoredMembership) -> Reply {
@@ -206,6 +215,9 @@ impl StateMachine {
         self.publish();
         for (responder, reply) in run.answers.drain(..) {
             responder.send(reply);
+        }
+        if let Some(applied) = &self.mark.applied {
+            self.shell.fates.applied(applied.leader_id, run.others.drain(..));
         }
         if let Some(began) = run.began.take() {
             let entries = std::mem::take(&mut run.entries);
@@ -279,16 +291,19 @@ impl RaftStateMachine<Types> for StateMachine {
         let mut run = Run::default();
         while let Some((entry, responder)) = entries.try_next().await? {
             run.began.get_or_insert_with(Instant::now);
-            let reply = match &entry.payload {
-                EntryPayload::Blank => Reply(Ok(Response::Done(Done {}))),
+            let (id, reply) = match &entry.payload {
+                EntryPayload::Blank => (0, Reply(Ok(Response::Done(Done {})))),
                 EntryPayload::Normal(command) => self.apply_command(entry.log_id, command)?,
                 EntryPayload::Membership(membership) => {
-                    self.apply_membership(StoredMembership::new(Some(entry.log_id), membership.clone()))
+                    let membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    (0, self.apply_membership(membership))
                 }
             };
             self.mark.applied = Some(entry.log_id);
-            if let Some(responder) = responder {
-                run.answers.push((responder, reply));
+            match responder {
+                Some(responder) => run.answers.push((responder, reply)),
+                None if self.shell.fates.are_awaited() => run.others.push((id, reply)),
+                None => {}
             }
             run.entries += 1;
             if run.entries == SEAL_EVERY {
@@ -338,6 +353,9 @@ impl RaftStateMachine<Types> for StateMachine {
         self.mark = mark;
         self.members_changed = true;
         self.publish();
+        self.shell
+            .fates
+            .skipped(self.mark.applied.map(|applied| applied.leader_id));
         self.changes.last = self.state.reader().revision();
         self.shell.feed.jump(self.changes.last);
         Ok(())

@@ -3,6 +3,7 @@
 mod cluster;
 mod confirm;
 mod crash;
+mod fates;
 mod lost_entries;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ fn shell(snapshots: Arc<SnapshotStore>) -> Shell {
         token_sink: Arc::new(|_| {}),
         members: watch::channel(()).0,
         feed: Default::default(),
+        fates: Default::default(),
         failure: Failure::default(),
         metrics: Arc::default(),
         closed: oneshot::channel().0,

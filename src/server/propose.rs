@@ -1,24 +1,29 @@
 //! How a write enters the log: here if this member leads, else by one hop to the leader.
 //!
-//! A proposal that certainly was not made (no leader, the leader moved before it was sent) is made again until the
-//! request's time is up: a client sees an election as a slow write, not as an error. A proposal whose fate is unknown
-//! (the connection broke after it was sent) is never made again, as it may be applied already; the client is told so.
+//! A proposal that certainly was not made (no leader, the leader moved before it was sent, another one led on without
+//! it) is made again until the request's time is up: a client sees an election as a slow write, not as an error. A
+//! proposal whose fate is unknown is never made again, as it may be applied already.
 //!
-//! Followers forward in batches: while some batches are under way, commands gather for the next.
+//! Followers forward in batches: while some batches are under way, commands gather for the next. What was forwarded
+//! waits for the leader's answer or for what this member applies itself ([`crate::raft::fates`]): so a leader that
+//! is killed, paused or cut off costs its followers' clients an election, not the request. Without a later leader
+//! nothing is known until the request's time is up; the client is told so then.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::auth::Caller;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::pb::pontoon::command::{Command, Header, command::Op, reply::Response};
-use crate::raft::Reply;
+use crate::raft::entry::LeaderId;
+use crate::raft::fates::{Fate, Fates, Teller};
 use crate::raft::replica::{ProposeError, Replica};
 
 /// Commands in one forwarded batch at most, and their bytes: well below the peers' message limit.
@@ -42,9 +47,31 @@ pub struct Limits {
     pub timeout: Duration,
 }
 
-struct Waiting {
+/// A command with its id.
+#[derive(Clone)]
+struct Proposal {
+    id: u64,
     command: Bytes,
-    done: oneshot::Sender<Result<Reply, ProposeError>>,
+}
+
+struct Waiting {
+    proposal: Proposal,
+    done: Teller,
+}
+
+/// A request that waits for its command's fate. When it ends, nobody waits any more.
+struct Request<'a> {
+    fates: &'a Fates,
+    id: u64,
+    told: bool,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            self.fates.forget(self.id);
+        }
+    }
 }
 
 /// Proposes commands. Cheap to clone.
@@ -128,10 +155,13 @@ impl Proposer {
 
     async fn propose_until(&self, op: Op, header: Header) -> Result<Response, Error> {
         let _permit = self.in_flight.try_acquire().map_err(|_| Error::TooManyRequests)?;
-        let command = self.encode(op, header)?;
+        let proposal = Proposal {
+            id: header.id,
+            command: self.encode(op, header)?,
+        };
         let deadline = Instant::now() + self.limits.timeout;
         loop {
-            match tokio::time::timeout_at(deadline, self.propose_once(command.clone())).await {
+            match tokio::time::timeout_at(deadline, self.propose_once(proposal.clone())).await {
                 Ok(Ok(reply)) => return reply.0,
                 Ok(Err(ProposeError::Unknown(why))) => {
                     tracing::debug!(%why, "a proposal's outcome is unknown");
@@ -162,19 +192,25 @@ impl Proposer {
         Ok(command.encode_to_vec().into())
     }
 
-    async fn propose_once(&self, command: Bytes) -> Result<Reply, ProposeError> {
+    async fn propose_once(&self, proposal: Proposal) -> Fate {
         if self.replica.leads() {
-            return self.replica.propose(command).await;
+            return self.replica.propose(proposal.command).await;
         }
-        let (done, reply) = oneshot::channel();
+        // Before the channel, so that it goes after it: see `Fates::enter`.
+        let mut request = Request {
+            fates: self.replica.fates(),
+            id: proposal.id,
+            told: false,
+        };
+        let (done, fate) = oneshot::channel();
         let stopped = || ProposeError::NotProposed("this member is stopping".to_string());
         self.forward
-            .send(Waiting { command, done })
+            .send(Waiting { proposal, done })
             .await
             .map_err(|_| stopped())?;
-        reply
-            .await
-            .map_err(|_| ProposeError::Unknown("this member is stopping".to_string()))?
+        let fate = fate.await;
+        request.told = fate.is_ok();
+        fate.map_err(|_| ProposeError::Unknown("this member is stopping".to_string()))?
     }
 
     async fn look_again(&self) {
@@ -206,8 +242,7 @@ async fn forward_batches(replica: Replica, mut queue: mpsc::Receiver<Waiting>, l
         };
         let replica = replica.clone();
         tokio::spawn(async move {
-            forward(&replica, batch, limit).await;
-            drop(slot);
+            forward(&replica, batch, limit, slot).await;
         });
     }
 }
@@ -220,11 +255,11 @@ async fn next_batch(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiti
     };
     // Commands that are about to come, come along.
     tokio::task::yield_now().await;
-    let mut bytes = first.command.len();
+    let mut bytes = first.proposal.command.len();
     let mut batch = vec![first];
     while batch.len() < BATCH_COMMANDS {
         let Ok(next) = queue.try_recv() else { break };
-        bytes += next.command.len();
+        bytes += next.proposal.command.len();
         if bytes > BATCH_BYTES {
             *held = Some(next);
             break;
@@ -234,36 +269,47 @@ async fn next_batch(queue: &mut mpsc::Receiver<Waiting>, held: &mut Option<Waiti
     Some(batch)
 }
 
-async fn forward(replica: &Replica, batch: Vec<Waiting>, limit: Duration) {
-    let Some((leader, node)) = replica.leader() else {
-        return answer_all(batch, ProposeError::NotProposed("no leader is known".to_string()));
+async fn forward(replica: &Replica, batch: Vec<Waiting>, limit: Duration, slot: OwnedSemaphorePermit) {
+    let Some((leader, node)) = replica.leadership() else {
+        return refuse_all(batch, "no leader is known");
     };
-    if leader == replica.identity().member_id() {
-        return answer_all(
-            batch,
-            ProposeError::NotProposed("this member leads now".to_string()),
-        );
+    if leader.node_id == replica.identity().member_id() {
+        return refuse_all(batch, "this member leads now");
     }
-    let commands = batch.iter().map(|waiting| waiting.command.clone()).collect();
-    match replica.forward(leader, &node, commands, limit).await {
-        Ok(replies) => {
-            let mut replies = replies.into_iter();
-            for waiting in batch {
-                let missing = || {
-                    Err(ProposeError::Unknown(
-                        "the leader's answer is cut short".to_string(),
-                    ))
-                };
-                // A requester that gave up is no concern of the others.
-                let _ = waiting.done.send(replies.next().unwrap_or_else(missing));
-            }
+    let (ids, commands) = enter(replica.fates(), leader, batch);
+    if ids.is_empty() {
+        return;
+    }
+    let mut answers = pin!(replica.forward(leader, &node, commands, limit));
+    let answers = tokio::select! {
+        answers = &mut answers => answers,
+        () = replica.overtaken(leader) => {
+            // The next leader's batches don't wait for what a former one still says.
+            drop(slot);
+            answers.await
         }
-        Err(error) => answer_all(batch, error),
+    };
+    match answers {
+        Ok(answers) => replica.fates().answered(leader, ids.into_iter().zip(answers)),
+        Err(error) => {
+            let answers = ids.into_iter().map(|id| (id, Err(error.clone())));
+            replica.fates().answered(leader, answers);
+        }
     }
 }
 
-fn answer_all(batch: Vec<Waiting>, error: ProposeError) {
+/// Enters a batch before it is sent; what is to be sent.
+fn enter(fates: &Fates, leader: LeaderId, batch: Vec<Waiting>) -> (Vec<u64>, Vec<Bytes>) {
+    let entered = |Waiting { proposal, done }: Waiting| {
+        fates
+            .enter(proposal.id, leader, done)
+            .then_some((proposal.id, proposal.command))
+    };
+    batch.into_iter().filter_map(entered).unzip()
+}
+
+fn refuse_all(batch: Vec<Waiting>, why: &str) {
     for waiting in batch {
-        let _ = waiting.done.send(Err(error.clone()));
+        let _ = waiting.done.send(Err(ProposeError::NotProposed(why.to_string())));
     }
 }

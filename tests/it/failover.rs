@@ -2,11 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use crate::support::cluster::{Cluster, PATIENCE};
+use crate::support::http;
 use crate::support::process::wait_for;
 use crate::support::proxy::Link;
-use crate::support::rpc::{Request, Response, everything};
+use crate::support::rpc::{Request, Response, everything, put_request};
 use crate::support::workload::get;
+
+/// Keys that are put while a leader is lost.
+const KEYS: usize = 40;
 
 /// Puts through any member that answers; returns how long it took until one did.
 async fn put_somewhere(cluster: &Cluster, key: &str, value: &str) -> Duration {
@@ -223,6 +229,87 @@ async fn a_paused_leader_serves_no_stale_read() {
         assert!(value == "new" || value == "old", "{value:?}");
     }
     await_local(&cluster, leader, "key", "new").await;
+}
+
+/// So that members are connected, and all know the leader.
+async fn put_through_each(cluster: &Cluster) {
+    for member in 0..3 {
+        cluster.client(member).put("warm", "1").await.expect("a put");
+    }
+}
+
+/// Puts so many keys through both of a leader's followers at once, within five seconds each.
+fn put_through_followers(cluster: &Cluster, leader: usize, count: usize) -> JoinHandle<()> {
+    let puts = (0..count).map(|number| {
+        let mut client = cluster.client((leader + 1 + number % 2) % 3);
+        async move {
+            let put = put_request(format!("key {number}").as_bytes(), b"once");
+            let answer = client
+                .call_within(Duration::from_secs(5), Request::Put(put))
+                .await;
+            answer.expect("a put");
+        }
+    });
+    let puts: Vec<_> = puts.collect();
+    tokio::spawn(async {
+        futures::future::join_all(puts).await;
+    })
+}
+
+/// Waits until a member has so many proposals under way.
+async fn await_proposals(cluster: &Cluster, member: usize, count: usize) {
+    wait_for(PATIENCE, "proposals to be under way", || async {
+        let page = http::get(&cluster.members[member].client_url, "/metrics")
+            .await
+            .text();
+        let pending = format!("etcd_server_proposals_pending {count}");
+        page.lines().any(|line| line == pending).then_some(())
+    })
+    .await;
+}
+
+/// Every one of the keys is there, and was put once.
+async fn assert_put_once(cluster: &Cluster, count: usize) {
+    for member in 0..3 {
+        let all = Request::Range(everything());
+        let answer = cluster.client(member).call_within(PATIENCE, all).await;
+        let Ok(Response::Range(range)) = answer else {
+            panic!("no range: {answer:?}")
+        };
+        let keys = range.kvs.iter().filter(|kv| kv.key.starts_with(b"key "));
+        let versions: Vec<i64> = keys.map(|kv| kv.version).collect();
+        assert_eq!(versions, vec![1; count]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_finish_what_a_paused_leader_was_handed() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    put_through_each(&cluster).await;
+    cluster.pause(leader);
+    let puts = put_through_followers(&cluster, leader, KEYS);
+    puts.await.expect("all are put");
+    // It wakes with all of it at its door.
+    cluster.resume(leader);
+    await_local(&cluster, leader, "key 0", "once").await;
+    assert_put_once(&cluster, KEYS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_finish_what_a_killed_leader_was_handed() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    put_through_each(&cluster).await;
+    cluster.pause(leader);
+    let puts = put_through_followers(&cluster, leader, KEYS);
+    // At its door, or about to be.
+    await_proposals(&cluster, (leader + 1) % 3, KEYS / 2).await;
+    cluster.kill(leader);
+    puts.await.expect("all are put");
+    cluster.restart(leader).await;
+    await_local(&cluster, leader, "key 0", "once").await;
+    assert_put_once(&cluster, KEYS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

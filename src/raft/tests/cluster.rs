@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::{memory, shell};
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::pb::pontoon::command::{Command, command::Op};
+use crate::raft::fates::Fates;
 use crate::raft::log_store::LogStore;
 use crate::raft::read_index::{AskVote, Rounds};
 use crate::raft::replica::rebuild;
@@ -82,6 +83,16 @@ impl Network {
                 false => cut.insert(link),
             };
         }
+    }
+
+    /// Cuts what one member says to another, and not the answers to what it is told.
+    pub fn silence(&self, from: u64, to: u64) {
+        self.cut.lock().expect("sound").insert((from, to));
+    }
+
+    /// Whether one member is heard by another.
+    pub fn is_heard(&self, from: u64, by: u64) -> bool {
+        self.reach(from, by).is_ok()
     }
 
     pub fn mend(&self) {
@@ -230,6 +241,7 @@ impl AskVote for Questions {
 pub struct Member {
     pub raft: Raft,
     pub reader: Reader,
+    pub fates: Arc<Fates>,
     pub disk: SimFs,
     pub rounds: Rounds,
     wal: Wal,
@@ -284,7 +296,9 @@ impl Cluster {
             log.agree_with(&at).expect("readable");
         }
         let (state, mark) = rebuild(memory(), &snapshots).expect("rebuilt");
-        let machine = StateMachine::new(state, mark, shell(Arc::new(snapshots)));
+        let shell = shell(Arc::new(snapshots));
+        let fates = shell.fates.clone();
+        let machine = StateMachine::new(state, mark, shell);
         let reader = machine.reader();
         let mut config = self.timing.config().expect("sound");
         config.enable_leader_restore = Some(self.leader_restore);
@@ -307,6 +321,7 @@ impl Cluster {
         Member {
             raft,
             reader,
+            fates,
             disk,
             rounds,
             wal,
@@ -405,11 +420,17 @@ impl Cluster {
 }
 
 pub fn holds(reader: &Reader, key: &str) -> bool {
+    versions(reader, key) == 1
+}
+
+/// How often a key was put.
+pub fn versions(reader: &Reader, key: &str) -> i64 {
     let request = RangeRequest {
         key: Bytes::from(key.to_string()),
         ..RangeRequest::default()
     };
-    reader.range(&request).expect("readable").count == 1
+    let found = reader.range(&request).expect("readable");
+    found.kvs.first().map_or(0, |kv| kv.version)
 }
 
 pub async fn put(raft: Raft, key: String) -> Result<LogId, String> {

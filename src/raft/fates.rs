@@ -1,0 +1,321 @@
+//! What became of commands that this member handed to a leader: told by what it applies itself.
+//!
+//! A leader that is paused, cut off or killed answers late or never. But a follower applies every committed entry,
+//! and each command names itself by a random id. So the commands that were handed over stand in a table, each under
+//! the leader it was handed to (a [`LeaderId`]: a term, and who leads in it), and whichever comes first answers:
+//!
+//! ```text
+//!   the leader's own answer ─────────────────────┐
+//!   the command's id in an entry that is applied ┼─► the client's answer
+//!   an entry of a later leader that is applied ──┘   (the third: it is certainly not made, and may be made again)
+//! ```
+//!
+//! **Why the third is certain.** The leader appends such a command as the leader that it is named under, or not at all:
+//! openraft compares the two as it appends, in the one task that also gives leadership up ([`propose_as`]). So the
+//! command only ever stands in an entry of leader L, and in one: L gets it again only if L refused it. In a log, leaders
+//! never go back: if an entry of a later leader is committed, whatever of L's is ever committed stands before it. Who has
+//! applied that entry has applied all that stands before it, so a command that did not come by will not come. This
+//! holds for L's entries that its successor still commits (they stand before the successor's first), and for
+//! requests that lie in L's socket until it wakes, even if it leads again by then: that is another term.
+//!
+//! **What it rests on.** A command is entered before it is sent, so its entry is applied after that. A snapshot that is
+//! installed hides entries: commands that waited then learn nothing by their absence. A leader of an earlier build
+//! does not compare; the rolling upgrade away from it is the one time when it matters.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::oneshot;
+
+use super::entry::LeaderId;
+use super::replica::ProposeError;
+use super::{CommandBytes, Raft, Reply, Types};
+
+/// What a command came to.
+pub type Fate = Result<Reply, ProposeError>;
+/// Where that is told; dropped by who does not want to know any more.
+pub type Teller = oneshot::Sender<Fate>;
+
+/// The commands that are handed over and not answered yet. As many as there are requests under way that wait for
+/// them: who stops waiting takes its command away ([`Fates::forget`]).
+#[derive(Default)]
+pub struct Fates {
+    table: Mutex<Table>,
+    /// How many are in the table: apply looks at it at every command.
+    awaited: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By the command's id.
+    handed: HashMap<u64, Handed, BuildHasherDefault<Spread>>,
+    /// Who led when the last entry that is applied here was appended.
+    applied: Option<LeaderId>,
+}
+
+struct Handed {
+    to: LeaderId,
+    /// Entries were skipped since: that it did not come by means nothing.
+    blind: bool,
+    teller: Teller,
+}
+
+impl Fates {
+    /// Enters a command that is about to be handed to a leader; whether it is to be. Not if nobody waits for it any
+    /// more, nor if the leader is known to be a former one: then it is told so.
+    pub fn enter(&self, id: u64, to: LeaderId, teller: Teller) -> bool {
+        let mut table = self.lock();
+        // Asked under the lock: who goes after this finds its command in the table, and takes it away.
+        if teller.is_closed() {
+            return false;
+        }
+        if table.applied.is_some_and(|applied| applied > to) {
+            drop(table);
+            let _ = teller.send(Err(not_made()));
+            return false;
+        }
+        let handed = Handed {
+            to,
+            blind: false,
+            teller,
+        };
+        table.handed.insert(id, handed);
+        self.count(&table);
+        true
+    }
+
+    /// The leader's answers. One that knows nothing leaves the command where it is: apply may tell yet.
+    pub fn answered(&self, by: LeaderId, answers: impl IntoIterator<Item = (u64, Fate)>) {
+        let mut table = self.lock();
+        let known = answers
+            .into_iter()
+            .filter(|(_, fate)| !matches!(fate, Err(ProposeError::Unknown(_))));
+        // By its id alone it could be a later attempt with the same command.
+        let told: Vec<_> = known
+            .filter_map(|(id, fate)| table.take(id, |handed| handed.to == by).zip(Some(fate)))
+            .collect();
+        self.count(&table);
+        drop(table);
+        tell(told);
+    }
+
+    /// Nobody waits for this command any more.
+    pub fn forget(&self, id: u64) {
+        let mut table = self.lock();
+        table.take(id, |_| true);
+        self.count(&table);
+    }
+
+    /// Whether any command is waited for: if not, apply need not say what it applied.
+    pub fn are_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire) > 0
+    }
+
+    /// These commands, and nothing else that is waited for, were applied up to an entry of this leader.
+    pub fn applied(&self, upto: LeaderId, commands: impl IntoIterator<Item = (u64, Reply)>) {
+        let mut table = self.lock();
+        let mut told: Vec<(Teller, Fate)> = commands
+            .into_iter()
+            .filter_map(|(id, reply)| table.take(id, |_| true).zip(Some(Ok(reply))))
+            .collect();
+        if table.applied.replace(upto) != Some(upto) {
+            let lost = table
+                .handed
+                .extract_if(|_, handed| handed.to < upto && !handed.blind);
+            told.extend(lost.map(|(_, handed)| (handed.teller, Err(not_made()))));
+        }
+        self.count(&table);
+        drop(table);
+        tell(told);
+    }
+
+    /// A snapshot took the place of entries up to one of this leader: what was in them is not known here.
+    pub fn skipped(&self, upto: Option<LeaderId>) {
+        let mut table = self.lock();
+        table.applied = upto;
+        for handed in table.handed.values_mut() {
+            handed.blind = true;
+        }
+    }
+
+    /// Nothing is applied any more: who waits is told that nothing is known.
+    pub fn end(&self) {
+        let mut table = self.lock();
+        table.handed.clear();
+        self.count(&table);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, table: &Table) {
+        self.awaited.store(table.handed.len(), Ordering::Release);
+    }
+}
+
+impl Table {
+    fn take(&mut self, id: u64, is_it: impl FnOnce(&Handed) -> bool) -> Option<Teller> {
+        match self.handed.get(&id).is_some_and(is_it) {
+            true => self.handed.remove(&id).map(|handed| handed.teller),
+            false => None,
+        }
+    }
+}
+
+/// Without the lock: it wakes whoever waits.
+fn tell(told: Vec<(Teller, Fate)>) {
+    for (teller, fate) in told {
+        // A requester that gave up meanwhile is no concern of the others.
+        let _ = teller.send(fate);
+    }
+}
+
+fn not_made() -> ProposeError {
+    ProposeError::NotProposed("another leader's entries were applied without it".to_string())
+}
+
+/// Ids are random already.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("ids are numbers")
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What a command that is on its way into the log comes to; nothing, if Raft stops.
+pub type Proposed = oneshot::Receiver<ClientWriteResult<Types>>;
+
+/// Proposes a command, to be appended by this member as this very leader, or not at all; as the leader that it is by
+/// then, if none is named.
+pub async fn propose_as(raft: &Raft, leader: Option<LeaderId>, command: Bytes) -> Proposed {
+    let (responder, proposed) = ProgressResponder::complete_only();
+    let mut write = raft.write(CommandBytes(command)).responder(responder);
+    if let Some(leader) = leader {
+        write = write.with_leader(leader);
+    }
+    // If Raft has stopped, the responder is gone, which tells.
+    let _ = write.await;
+    proposed
+}
+
+/// Waits for what a command comes to.
+pub async fn fate_of(proposed: Proposed) -> Fate {
+    match proposed.await {
+        Ok(Ok(written)) => Ok(written.data),
+        // It was refused before it was appended.
+        Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+            Err(ProposeError::NotProposed(forward.to_string()))
+        }
+        Ok(Err(error)) => Err(ProposeError::Unknown(error.to_string())),
+        Err(_) => Err(ProposeError::Unknown("the leader is stopping".to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::pontoon::command::Done;
+    use crate::pb::pontoon::command::reply::Response;
+    use crate::raft::entry::leader_id;
+
+    fn done() -> Reply {
+        Reply(Ok(Response::Done(Done {})))
+    }
+
+    fn enter(fates: &Fates, id: u64, to: LeaderId) -> oneshot::Receiver<Fate> {
+        let (teller, fate) = oneshot::channel();
+        assert!(fates.enter(id, to, teller));
+        fate
+    }
+
+    fn is_not_made(mut fate: oneshot::Receiver<Fate>) -> bool {
+        matches!(fate.try_recv(), Ok(Err(ProposeError::NotProposed(_))))
+    }
+
+    #[test]
+    fn who_is_first_tells() {
+        let (fates, leader) = (Fates::default(), leader_id(3, 1));
+        let (mut by_leader, mut by_apply) = (enter(&fates, 7, leader), enter(&fates, 8, leader));
+        let mut open = enter(&fates, 9, leader);
+        fates.answered(
+            leader,
+            [(7, Ok(done())), (8, Err(ProposeError::Unknown(String::new())))],
+        );
+        assert!(matches!(by_leader.try_recv(), Ok(Ok(_))));
+        assert!(by_apply.try_recv().is_err(), "the leader knew nothing");
+        fates.applied(leader, [(7, done()), (8, done())]);
+        assert!(matches!(by_apply.try_recv(), Ok(Ok(_))));
+        assert!(open.try_recv().is_err() && fates.are_awaited());
+        fates.end();
+        assert!(!fates.are_awaited());
+    }
+
+    #[test]
+    fn an_entry_of_a_later_leader_tells_what_is_not_made() {
+        let fates = Fates::default();
+        let (lost, mut kept) = (
+            enter(&fates, 7, leader_id(3, 1)),
+            enter(&fates, 8, leader_id(3, 2)),
+        );
+        let mut made = enter(&fates, 9, leader_id(3, 1));
+        // In one term the larger id is the later leader, as openraft has it.
+        fates.applied(leader_id(3, 2), [(9, done())]);
+        assert!(is_not_made(lost));
+        assert!(matches!(made.try_recv(), Ok(Ok(_))));
+        assert!(kept.try_recv().is_err());
+        let (teller, fate) = oneshot::channel();
+        assert!(!fates.enter(10, leader_id(3, 1), teller) && is_not_made(fate));
+    }
+
+    #[test]
+    fn a_snapshot_says_nothing_of_what_waited_for_it() {
+        let fates = Fates::default();
+        let (mut before, leader) = (enter(&fates, 7, leader_id(3, 1)), leader_id(4, 2));
+        fates.skipped(Some(leader));
+        let after = enter(&fates, 8, leader);
+        fates.applied(leader_id(5, 1), []);
+        assert!(before.try_recv().is_err() && is_not_made(after));
+        fates.applied(leader_id(5, 1), [(7, done())]);
+        assert!(matches!(before.try_recv(), Ok(Ok(_))));
+    }
+
+    #[test]
+    fn an_attempt_is_not_answered_by_the_one_before() {
+        let fates = Fates::default();
+        let (first, second) = (leader_id(3, 1), leader_id(4, 2));
+        let lost = enter(&fates, 7, first);
+        fates.applied(second, []);
+        assert!(is_not_made(lost));
+        let mut again = enter(&fates, 7, second);
+        fates.answered(first, [(7, Err(not_made()))]);
+        assert!(again.try_recv().is_err() && fates.are_awaited());
+    }
+
+    #[test]
+    fn a_command_that_nobody_waits_for_is_not_sent() {
+        let (fates, leader) = (Fates::default(), leader_id(3, 1));
+        let (teller, fate) = oneshot::channel();
+        drop(fate);
+        assert!(!fates.enter(7, leader, teller));
+        drop(enter(&fates, 8, leader));
+        fates.forget(8);
+        assert!(!fates.are_awaited());
+    }
+}
