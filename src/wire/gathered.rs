@@ -18,19 +18,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The most that is held back, in bytes: a frame's head, what h2 puts beside it, and some frames before.
 const MOST: usize = 2 << 10;
 
+/// Room for so much is kept when nothing is held.
+const KEPT: usize = 4 << 10;
+
 /// A connection whose small writes wait for each other.
 pub struct Gathered<S> {
     inner: S,
-    /// Accepted and not written yet; at most [`MOST`].
+    /// Accepted and not written yet; at most `most`.
     held: Vec<u8>,
+    most: usize,
 }
 
 impl<S> Gathered<S> {
     /// Gathers what is written to `inner`.
     pub fn new(inner: S) -> Self {
+        Gathered::up_to(MOST, inner)
+    }
+
+    /// The same, and holds this many bytes back.
+    pub fn up_to(most: usize, inner: S) -> Self {
         Gathered {
             inner,
             held: Vec::new(),
+            most,
         }
     }
 }
@@ -50,6 +60,9 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
             return Err(ErrorKind::WriteZero.into());
         }
         self.held.drain(..written);
+        if self.held.is_empty() && self.held.capacity() > KEPT {
+            self.held = Vec::new();
+        }
         Ok(())
     }
 }
@@ -57,7 +70,11 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.held.len() + data.len() <= MOST {
+        let length = this.held.len() + data.len();
+        if length <= this.most {
+            if length > KEPT && this.held.capacity() < this.most {
+                this.held.reserve_exact(this.most - this.held.len());
+            }
             this.held.extend_from_slice(data);
             return Poll::Ready(Ok(data.len()));
         }
@@ -65,7 +82,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
             let both = [IoSlice::new(&this.held), IoSlice::new(data)];
             let written = ready!(Pin::new(&mut this.inner).poll_write_vectored(cx, &both))?;
             if let Some(taken @ 1..) = written.checked_sub(this.held.len()) {
-                this.held.clear();
+                this.forget(this.held.len())?;
                 return Poll::Ready(Ok(taken));
             }
             this.forget(written)?;

@@ -31,7 +31,7 @@ use super::Tasks;
 use super::bind::Socket;
 use crate::config::Connections;
 use crate::tls::{CommonName, ServerStream, ServerTls};
-use crate::wire::Gathered;
+use crate::wire::postponed;
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -192,8 +192,9 @@ async fn converse<B>(
     let service = Named { inner: service, name };
     let begun = Begun::default();
     let builder = builder(bounds, begun.clone());
-    let connection = builder.serve_connection(TokioIo::new(Lenient::new(Gathered::new(stream))), service);
-    let mut together = Together::new(connection, begun);
+    let (stream, turn) = postponed(stream);
+    let connection = builder.serve_connection(TokioIo::new(Lenient::new(stream)), service);
+    let mut together = Together::new(connection, begun, turn);
     let outcome = tokio::select! {
         outcome = &mut together => outcome,
         () = &mut stop => {

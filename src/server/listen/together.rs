@@ -15,7 +15,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use futures::task::AtomicWaker;
+use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
+
+use crate::wire::turn::Turn;
 
 /// After as many turns of a connection that always has new requests, other tasks have theirs.
 const TURNS: usize = 4;
@@ -54,18 +57,20 @@ impl Wake for Bell {
 }
 
 /// A connection and its requests, until the connection ends; requests that are left are then dropped.
-pub struct Together<C> {
+pub struct Together<C, S> {
     connection: Pin<Box<C>>,
+    turn: Turn<S>,
     begun: Begun,
     running: FuturesUnordered<Request>,
     bell: Arc<Bell>,
 }
 
-impl<C: Future> Together<C> {
-    /// Drives a `connection` whose executor is `begun`.
-    pub fn new(connection: C, begun: Begun) -> Self {
+impl<C: Future, S: AsyncWrite + Unpin> Together<C, S> {
+    /// Drives a `connection` whose executor is `begun`, and which speaks by turns.
+    pub fn new(connection: C, begun: Begun, turn: Turn<S>) -> Self {
         Together {
             connection: Box::pin(connection),
+            turn,
             begun,
             running: FuturesUnordered::new(),
             bell: Arc::default(),
@@ -102,10 +107,8 @@ impl<C: Future> Together<C> {
     }
 }
 
-impl<C: Future> Future for Together<C> {
-    type Output = C::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+impl<C: Future, S: AsyncWrite + Unpin> Together<C, S> {
+    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<C::Output> {
         for _ in 0..TURNS {
             self.poll_running(cx);
             if let Poll::Ready(outcome) = self.connection.as_mut().poll(cx) {
@@ -120,6 +123,16 @@ impl<C: Future> Future for Together<C> {
     }
 }
 
+impl<C: Future, S: AsyncWrite + Unpin> Future for Together<C, S> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
+        let polled = self.poll_turns(cx);
+        self.turn.end(cx);
+        polled
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
@@ -129,6 +142,10 @@ mod tests {
     use super::*;
 
     const REQUESTS: usize = 100;
+
+    fn turn() -> Turn<tokio::io::Sink> {
+        crate::wire::postponed(tokio::io::sink()).1
+    }
 
     /// Begins all requests at its first turn, and ends at the second, with how many have answered by then.
     fn connection(begun: Begun, answered: Arc<AtomicUsize>) -> impl Future<Output = usize> {
@@ -160,7 +177,7 @@ mod tests {
     #[test]
     fn all_requests_that_can_go_on_do_before_anything_is_sent() {
         let (begun, answered) = (Begun::default(), Arc::default());
-        let mut together = Together::new(connection(begun.clone(), answered), begun);
+        let mut together = Together::new(connection(begun.clone(), answered), begun, turn());
         let mut cx = Context::from_waker(Waker::noop());
         assert_eq!(Pin::new(&mut together).poll(&mut cx), Poll::Ready(REQUESTS));
     }
@@ -173,7 +190,7 @@ mod tests {
             let number = receive.await.expect("sent");
             tell.send(number + 1).expect("the connection waits");
         });
-        let together = Together::new(told, begun);
+        let together = Together::new(told, begun, turn());
         let driven = tokio::spawn(together);
         tokio::task::yield_now().await;
         send.send(1).expect("the request waits");
