@@ -132,13 +132,17 @@ impl Sled {
         }
     }
 
-    /// Writes a large value to the files, and tells what the tree has to have for it.
-    fn append(&self, key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
-        let place = self.values.append(key, value).map_err(failed)?;
-        let mut stored = Vec::with_capacity(1 + Place::BYTES);
-        stored.put_u8(PLACE);
-        place.encode(&mut stored);
-        Ok(stored)
+    /// Writes large values to the files, and their places to a change of the tree.
+    fn append(&self, pairs: &[Pair], changes: &mut sled::Batch) -> Result<()> {
+        let slices = pairs.iter().map(|(key, value)| (&key[..], &value[..]));
+        let places = self.values.append(slices).map_err(failed)?;
+        for ((key, _), place) in pairs.iter().zip(places) {
+            let mut stored = Vec::with_capacity(1 + Place::BYTES);
+            stored.put_u8(PLACE);
+            place.encode(&mut stored);
+            changes.insert(&key[..], stored);
+        }
+        Ok(())
     }
 
     /// Moves some of what is alive out of a wasteful file; removes the file behind the last.
@@ -147,7 +151,7 @@ impl Sled {
         let Some(Moving { file, mut at }) = moving.take().or_else(begin) else {
             return Ok(());
         };
-        let (mut changes, mut left, mut is_done) = (sled::Batch::default(), Vec::new(), false);
+        let (mut moved, mut left, mut is_done) = (Vec::new(), Vec::new(), false);
         for _ in 0..MOVED_AT_ONCE {
             let Some(found) = self.values.record(file, at).map_err(failed)? else {
                 is_done = true;
@@ -157,10 +161,12 @@ impl Sled {
             let place = self.place(&found.key)?.filter(|place| found.is_at(place));
             let Some(place) = place else { continue };
             if let Some(value) = self.values.read(&place).map_err(failed)? {
-                changes.insert(&found.key[..], self.append(&found.key, &value)?);
+                moved.push((found.key, value));
                 left.push(place);
             }
         }
+        let mut changes = sled::Batch::default();
+        self.append(&moved, &mut changes)?;
         self.tree.apply_batch(changes).map_err(failed)?;
         left.iter().for_each(|place| self.values.release(place));
         if is_done {
@@ -250,16 +256,18 @@ impl Engine for Sled {
     fn commit(&self, batch: Batch) -> Result<()> {
         let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut changes, mut replaced) = (sled::Batch::default(), Vec::new());
+        let mut large = Vec::new();
         // The last change of a key, and its value is written once.
         let last: BTreeMap<Bytes, Option<Bytes>> = batch.changes.into_iter().collect();
         for (key, value) in last {
             replaced.extend(self.place(&key)?);
             match value {
-                Some(value) if value.len() >= LARGE => changes.insert(&key[..], self.append(&key, &value)?),
+                Some(value) if value.len() >= LARGE => large.push((key, value)),
                 Some(value) => changes.insert(&key[..], [&[INLINE], &value[..]].concat()),
                 None => changes.remove(&key[..]),
             }
         }
+        self.append(&large, &mut changes)?;
         self.tree.apply_batch(changes).map_err(failed)?;
         replaced.iter().for_each(|place| self.values.release(place));
         self.move_some(&mut moving)

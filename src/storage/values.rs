@@ -26,6 +26,8 @@ use super::fs::{File, Fs, RealFs};
 
 /// A file that has grown to this is full; so few in tests that there are many.
 const FILE_BYTES: u64 = if cfg!(test) { 2 << 10 } else { 64 << 20 };
+/// Bytes of records that are gathered for one write, about.
+const WRITTEN_AT_ONCE: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 /// Before the key of a record.
 const HEAD: usize = 8;
 
@@ -153,32 +155,60 @@ impl Values {
             .map_or((0, 0), |(number, file)| (*number, file.length))
     }
 
-    /// Writes a value behind the last.
-    pub(super) fn append(&self, key: &[u8], value: &[u8]) -> io::Result<Place> {
-        if self.newest().1 >= FILE_BYTES {
-            self.begin_file()?;
+    /// Writes values behind the last, many at once; their places, in the same order.
+    pub(super) fn append<'a>(
+        &self,
+        pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> io::Result<Vec<Place>> {
+        let mut places = Vec::new();
+        let mut records = BytesMut::new();
+        let (mut file, mut at) = self.newest();
+        for (key, value) in pairs {
+            let end = at + records.len() as u64;
+            if end >= FILE_BYTES || records.len() >= WRITTEN_AT_ONCE {
+                self.write(file, at, &records)?;
+                records.clear();
+                if end >= FILE_BYTES {
+                    self.begin_file()?;
+                }
+                (file, at) = self.newest();
+            }
+            let before = at + records.len() as u64 + (HEAD + key.len()) as u64;
+            let length =
+                |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::Error::other("too large a value"));
+            records.put_u32_le(length(key)?);
+            records.put_u32_le(length(value)?);
+            records.put_slice(key);
+            records.put_slice(value);
+            places.push(Place {
+                file,
+                offset: before as u32,
+                length: length(value)?,
+                crc: crc32c::crc32c(value),
+            });
         }
-        let (number, at) = self.newest();
-        let length =
-            |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::Error::other("too large a value"));
-        let mut record = BytesMut::with_capacity(HEAD + key.len() + value.len());
-        record.put_u32_le(length(key)?);
-        record.put_u32_le(length(value)?);
-        record.put_slice(key);
-        record.put_slice(value);
+        self.write(file, at, &records)?;
+        let mut files = self.lock();
+        for place in &places {
+            if let Some(file) = files.get_mut(&place.file) {
+                file.live += u64::from(place.length);
+            }
+        }
+        Ok(places)
+    }
+
+    /// Writes records to the end of the newest file.
+    fn write(&self, number: u32, at: u64, records: &[u8]) -> io::Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
         if let Some(file) = self.file(number) {
-            file.write_at(at, &record)?;
+            file.write_at(at, records)?;
         }
         if let Some(file) = self.lock().get_mut(&number) {
-            file.length = at + record.len() as u64;
-            file.live += value.len() as u64;
+            file.length = at + records.len() as u64;
         }
-        Ok(Place {
-            file: number,
-            offset: (at + (HEAD + key.len()) as u64) as u32,
-            length: length(value)?,
-            crc: crc32c::crc32c(value),
-        })
+        Ok(())
     }
 
     fn file(&self, number: u32) -> Option<Arc<dyn File>> {
@@ -273,6 +303,28 @@ mod tests {
         Values::open(dir).expect("opened")
     }
 
+    fn append(values: &Values, key: &[u8], value: &[u8]) -> Place {
+        values.append([(key, value)]).expect("written")[0]
+    }
+
+    #[test]
+    fn many_values_at_once_go_where_one_after_the_other_would() {
+        let (one, other) = (tempfile::tempdir(), tempfile::tempdir());
+        let dirs = [one.expect("a directory"), other.expect("a directory")];
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = (0..40u8)
+            .map(|number| (vec![number], vec![number; 23 * usize::from(number)]))
+            .collect();
+        let [at_once, singly] = dirs.each_ref().map(|dir| open(dir.path()));
+        let slices = pairs.iter().map(|(key, value)| (&key[..], &value[..]));
+        let places = at_once.append(slices).expect("written");
+        for ((key, value), place) in pairs.iter().zip(places) {
+            assert_eq!(append(&singly, key, value), place);
+            assert_eq!(at_once.read(&place).expect("read").expect("there"), value[..]);
+        }
+        assert_eq!(at_once.size(), singly.size());
+        assert!(at_once.newest().0 > 3, "they fill some files");
+    }
+
     #[test]
     fn a_value_is_found_by_its_place_also_after_a_reopen() {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -280,7 +332,7 @@ mod tests {
         let written: Vec<(Place, Vec<u8>)> = (0..9u8)
             .map(|number| {
                 let value = vec![number; 300 * usize::from(number)];
-                (values.append(&[number], &value).expect("written"), value)
+                (append(&values, &[number], &value), value)
             })
             .collect();
         let reopened = open(dir.path());
@@ -304,7 +356,7 @@ mod tests {
     fn a_file_is_wasteful_when_less_than_half_of_it_lives_and_tells_its_records() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let values = open(dir.path());
-        let append = |number: u8| values.append(&[number], &[number; 700]).expect("written");
+        let append = |number: u8| append(&values, &[number], &[number; 700]);
         let first: Vec<Place> = (0..3).map(append).collect();
         assert_eq!(values.wasteful(), None, "the newest is appended to");
         let next = append(3);
@@ -331,7 +383,7 @@ mod tests {
     fn what_was_changed_or_cut_off_is_refused() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let values = open(dir.path());
-        let place = values.append(b"k", &[7; 100]).expect("written");
+        let place = append(&values, b"k", &[7; 100]);
         let file = std::fs::OpenOptions::new()
             .write(true)
             .open(dir.path().join(name(place.file)))
