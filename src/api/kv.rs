@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{credentials, header, read_error, status, unexpected};
+use super::{credentials, header, range, read_error, status, unexpected};
 use crate::error::Error;
 use crate::pb::etcdserverpb::kv_server::Kv as Service;
 use crate::pb::etcdserverpb::{
@@ -15,7 +15,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
 use crate::server::auth::Credentials;
-use crate::state::{self, ReadError};
+use crate::state::{self, ReadError, Reader};
 
 /// How often a physical compaction looks whether the space is reclaimed.
 const RECLAIM_CHECK: Duration = Duration::from_millis(5);
@@ -37,18 +37,55 @@ impl Kv {
         Some(header(&self.server, given.map_or(0, |header| header.revision)))
     }
 
-    async fn read_range(&self, who: &Credentials, request: &RangeRequest) -> Result<RangeResponse, Status> {
+    async fn read_range<T: Send + 'static>(
+        &self,
+        who: &Credentials,
+        request: &RangeRequest,
+        read: fn(&Reader, &RangeRequest) -> Result<T, ReadError>,
+    ) -> Result<T, Status> {
         let answer = self
             .server
             .read_as(
                 who,
                 |auth, who| auth.permit_range(who, request),
-                |reader| Ok::<_, ReadError>(reader.range(request)),
+                |reader| Ok::<_, ReadError>(read(reader, request)),
             )
             .await
             .map_err(|error| read_error(&self.server, error))?;
         self.server.metrics().ranges.increment();
         answer.map_err(|error| read_error(&self.server, error))
+    }
+
+    /// Reads a range in the form that is wanted, at a moment that its consistency allows.
+    async fn range_as<T: Send + 'static>(
+        &self,
+        request: Request<RangeRequest>,
+        read: fn(&Reader, &RangeRequest) -> Result<T, ReadError>,
+    ) -> Result<T, Status> {
+        let who = credentials(&request);
+        let request = request.into_inner();
+        if !request.serializable && self.server.replica().is_learner() {
+            return Err(status(Error::LearnerNotSupported));
+        }
+        state::check_range(&request).map_err(status)?;
+        if !request.serializable {
+            self.server.barrier().pass().await.map_err(status)?;
+        }
+        if request.range_end.is_empty() {
+            return self.read_range(&who, &request, read).await;
+        }
+        let kv = self.clone();
+        aside(async move { kv.read_range(&who, &request, read).await }).await
+    }
+
+    /// A range as it goes out.
+    pub(super) async fn encoded_range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<range::Answer>, Status> {
+        let (revision, range) = self.range_as(request, Reader::encoded_range).await?;
+        let header = header(&self.server, revision);
+        Ok(Response::new(range::Answer { header, range }))
     }
 
     async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {
@@ -87,22 +124,9 @@ async fn aside<T: Send + 'static>(
 
 #[tonic::async_trait]
 impl Service for Kv {
+    /// For callers in this process: from outside, `range.rs` is called.
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let who = credentials(&request);
-        let request = request.into_inner();
-        if !request.serializable && self.server.replica().is_learner() {
-            return Err(status(Error::LearnerNotSupported));
-        }
-        state::check_range(&request).map_err(status)?;
-        if !request.serializable {
-            self.server.barrier().pass().await.map_err(status)?;
-        }
-        let mut response = if request.range_end.is_empty() {
-            self.read_range(&who, &request).await?
-        } else {
-            let kv = self.clone();
-            aside(async move { kv.read_range(&who, &request).await }).await?
-        };
+        let mut response = self.range_as(request, Reader::range).await?;
         response.header = self.complete(response.header);
         Ok(Response::new(response))
     }

@@ -11,6 +11,7 @@ mod learner;
 mod lease;
 mod limits;
 mod maintenance;
+mod range;
 mod services;
 mod until;
 mod watch;
@@ -53,7 +54,8 @@ pub fn message_limit(server: &Server) -> usize {
 /// Every service of the client port.
 pub fn services(server: &Server) -> anyhow::Result<Services> {
     let limit = message_limit(server);
-    let kv = KvServer::new(kv::Kv::new(server.clone()));
+    let ranges = kv::Kv::new(server.clone());
+    let kv = KvServer::new(ranges.clone());
     let lease = LeaseServer::new(lease::Lease::new(server.clone()));
     let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));
     let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));
@@ -77,6 +79,8 @@ pub fn services(server: &Server) -> anyhow::Result<Services> {
         // The only one that older tools know.
         .add_service(reflection().build_v1alpha()?);
     Ok(Services {
+        ranges,
+        limit,
         kv: kv
             .max_decoding_message_size(limit)
             .max_encoding_message_size(usize::MAX),

@@ -17,6 +17,7 @@ use tower::Service;
 
 use super::kv::Kv;
 use super::lease::Lease;
+use super::range;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 
@@ -26,6 +27,9 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallib
 /// Every service of the client port. Cheap to clone.
 #[derive(Clone)]
 pub struct Services {
+    pub(super) ranges: Kv,
+    /// The most bytes of a request.
+    pub(super) limit: usize,
     pub(super) kv: KvServer<Kv>,
     pub(super) lease: LeaseServer<Lease>,
     pub(super) others: Routes,
@@ -44,7 +48,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Answering {
-        match service_of(request.uri().path()) {
+        let path = request.uri().path();
+        if range::is_range(path) {
+            return range::call(self.ranges.clone(), self.limit, request);
+        }
+        match service_of(path) {
             KvServer::<Kv>::NAME => self.kv.call(request),
             LeaseServer::<Lease>::NAME => self.lease.call(request),
             _ => Box::pin(self.others.call(request)),

@@ -23,9 +23,10 @@ impl Attached {
     pub fn of(index: &Index) -> Attached {
         let current = index
             .iter()
-            .filter_map(|(key, history)| Some((history.at(i64::MAX)?.lease, key.clone())));
+            .filter_map(|(name, history)| Some((history.at(i64::MAX)?.lease, name)))
+            .filter(|(lease, _)| *lease != 0);
         Attached {
-            keys: current.filter(|(lease, _)| *lease != 0).collect(),
+            keys: current.map(|(lease, name)| (lease, name.to_key())).collect(),
         }
     }
 

@@ -12,7 +12,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use super::Revision;
+use super::{Revision, pair};
 use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Error, Result};
 
@@ -41,7 +41,7 @@ impl Version {
         out.put_i64_le(self.revision.main);
         out.put_u32_le(self.revision.sub);
         out.put_u8(u8::from(self.tombstone));
-        self.kv.encode(out).expect("a growing buffer has room");
+        pair::encode(&self.kv, out);
     }
 
     fn decode(mut bytes: Bytes) -> Result<Version> {
@@ -66,15 +66,48 @@ fn read_head(bytes: &mut Bytes) -> Result<(Revision, bool)> {
 
 /// Packs versions, which are in revision order, into one block.
 pub fn encode(versions: &[Version]) -> Bytes {
-    let mut body = BytesMut::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4);
-    let mut out = BytesMut::with_capacity(4 + 4 * versions.len());
-    out.put_u32_le(versions.len() as u32);
-    for version in versions {
-        out.put_u32_le(body.len() as u32);
-        version.encode(&mut body);
+    let mut packing = Packing::default();
+    versions.iter().for_each(|version| packing.add(version));
+    packing.take()
+}
+
+/// A block in the making. Its memory serves one block after the other.
+#[derive(Debug, Default)]
+pub struct Packing {
+    offsets: Vec<u32>,
+    body: BytesMut,
+    first: Option<Revision>,
+}
+
+impl Packing {
+    /// Adds the next version.
+    pub fn add(&mut self, version: &Version) {
+        self.first.get_or_insert(version.revision);
+        self.offsets.push(self.body.len() as u32);
+        version.encode(&mut self.body);
     }
-    out.unsplit(body);
-    out.freeze()
+
+    /// Whether it is as large as a block is to be.
+    pub fn is_full(&self) -> bool {
+        self.body.len() >= BLOCK_BYTES
+    }
+
+    /// The revision of the first version in it, if there is one.
+    pub fn first(&self) -> Option<Revision> {
+        self.first
+    }
+
+    /// The block; what is added next begins another one.
+    pub fn take(&mut self) -> Bytes {
+        let mut out = BytesMut::with_capacity(4 + 4 * self.offsets.len() + self.body.len());
+        out.put_u32_le(self.offsets.len() as u32);
+        self.offsets.iter().for_each(|offset| out.put_u32_le(*offset));
+        out.put_slice(&self.body);
+        self.offsets.clear();
+        self.body.clear();
+        self.first = None;
+        out.freeze()
+    }
 }
 
 /// A block as read; versions are decoded when asked for.

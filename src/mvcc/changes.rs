@@ -146,7 +146,10 @@ mod tests {
 
     /// So little memory that most versions are in the engine.
     fn options() -> Options {
-        Options { recent_bytes: 3000 }
+        Options {
+            recent_bytes: 3000,
+            cache_bytes: 2000,
+        }
     }
 
     /// A store, and everything that ever happened in it.

@@ -1,7 +1,7 @@
 //! The index: every key, in order, with its past.
 //!
-//! It is the largest thing in memory, so its nodes are full. Keys lie in *chunks*, sorted rows of up to [`FULL`], and a
-//! map finds a chunk by a key that nothing in it is less than:
+//! It is the largest thing in memory, so its nodes are full. Keys lie in [`chunk`](super::chunk)s, sorted rows of up to
+//! [`FULL`], and a map finds a chunk by a key that nothing in it is less than:
 //!
 //! ```text
 //! map      ""            "c"              "k"
@@ -16,59 +16,27 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Bounds;
+use super::chunk::Chunk;
+#[cfg(test)]
+use super::chunk::FULL;
 use super::history::History;
-use super::key::Key;
-
-/// Keys in a full chunk; so few in tests that there are many.
-const FULL: usize = if cfg!(test) { 4 } else { 64 };
-/// A chunk grows by so many places.
-const STEP: usize = 8;
-
-/// A key and its past.
-type Item = (Key, History);
+use super::key::{Key, Name};
 
 /// The map of all keys.
 #[derive(Debug)]
 pub struct Index {
     /// The first is that of the empty key; no other one is empty.
-    chunks: BTreeMap<Key, Vec<Item>>,
+    chunks: BTreeMap<Key, Chunk>,
     len: usize,
 }
 
 impl Default for Index {
     fn default() -> Self {
         Index {
-            chunks: BTreeMap::from([(Key::default(), Vec::new())]),
+            chunks: BTreeMap::from([(Key::default(), Chunk::default())]),
             len: 0,
         }
     }
-}
-
-/// Where a key is in a chunk, or would be.
-fn place(chunk: &[Item], key: &[u8]) -> Result<usize, usize> {
-    chunk.binary_search_by(|(other, _)| other[..].cmp(key))
-}
-
-/// Adds an item to a chunk. If there is no room, what is behind a place moves to another chunk, which is returned.
-fn insert(chunk: &mut Vec<Item>, at: usize, item: Item) -> Option<Vec<Item>> {
-    if chunk.len() < FULL {
-        if chunk.len() == chunk.capacity() {
-            let places = (chunk.len() / STEP + 1) * STEP;
-            chunk.reserve_exact(places.min(FULL) - chunk.len());
-        }
-        chunk.insert(at, item);
-        return None;
-    }
-    if at == FULL {
-        return Some(vec![item]);
-    }
-    let mut behind = chunk.split_off(FULL / 2);
-    chunk.shrink_to(FULL / 2 + STEP);
-    match at.checked_sub(FULL / 2) {
-        Some(at) => behind.insert(at, item),
-        None => chunk.insert(at, item),
-    }
-    Some(behind)
 }
 
 impl Index {
@@ -78,13 +46,12 @@ impl Index {
     }
 
     /// The chunk that a key is in, if it is anywhere.
-    fn chunk(&self, key: &[u8]) -> (&Key, &[Item]) {
+    fn chunk(&self, key: &[u8]) -> (&Key, &Chunk) {
         let upto = (Bound::Unbounded, Bound::Included(key));
-        let (first, chunk) = self.chunks.range::<[u8], _>(upto).next_back().expect(FIRST);
-        (first, chunk)
+        self.chunks.range::<[u8], _>(upto).next_back().expect(FIRST)
     }
 
-    fn chunk_mut(&mut self, key: &[u8]) -> &mut Vec<Item> {
+    fn chunk_mut(&mut self, key: &[u8]) -> &mut Chunk {
         let upto = (Bound::Unbounded, Bound::Included(key));
         self.chunks.range_mut::<[u8], _>(upto).next_back().expect(FIRST).1
     }
@@ -92,19 +59,19 @@ impl Index {
     /// The past of a key.
     pub fn get(&self, key: &[u8]) -> Option<&History> {
         let (_, chunk) = self.chunk(key);
-        place(chunk, key).ok().map(|at| &chunk[at].1)
+        chunk.place(key).ok().map(|at| chunk.history(at))
     }
 
     /// Lets `change` change the past of a key, or give it one if it has none.
     pub fn change(&mut self, key: &[u8], change: impl FnOnce(Option<&mut History>) -> Option<History>) {
         let chunk = self.chunk_mut(key);
-        match place(chunk, key) {
-            Ok(at) => drop(change(Some(&mut chunk[at].1))),
+        match chunk.place(key) {
+            Ok(at) => drop(change(Some(chunk.history_mut(at)))),
             Err(at) => {
                 let Some(history) = change(None) else { return };
-                let behind = insert(chunk, at, (Key::from(key), history));
-                self.chunks
-                    .extend(behind.map(|behind| (behind[0].0.clone(), behind)));
+                let behind = chunk.insert(at, key, history);
+                let behind = behind.and_then(|behind| Some((behind.name(0)?.to_key(), behind)));
+                self.chunks.extend(behind);
                 self.len += 1;
             }
         }
@@ -113,12 +80,9 @@ impl Index {
     /// Removes a key.
     pub fn remove(&mut self, key: &[u8]) {
         let chunk = self.chunk_mut(key);
-        let Ok(at) = place(chunk, key) else { return };
+        let Ok(at) = chunk.place(key) else { return };
         chunk.remove(at);
-        if chunk.len() + 2 * STEP < chunk.capacity() {
-            chunk.shrink_to(chunk.len() + STEP);
-        }
-        if chunk.is_empty() {
+        if chunk.len() == 0 {
             let first = self.chunk(key).0.clone();
             if !first.is_empty() {
                 self.chunks.remove(&first);
@@ -128,35 +92,41 @@ impl Index {
     }
 
     /// All keys, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Key, &History)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Name<'_>, &History)> {
         self.range((Bound::Unbounded, Bound::Unbounded))
     }
 
     /// The keys of a range, in order.
-    pub fn range<'a>(&'a self, (start, end): Bounds<'a>) -> impl Iterator<Item = (&'a Key, &'a History)> {
+    pub fn range<'a>(&'a self, (start, end): Bounds<'a>) -> impl Iterator<Item = (Name<'a>, &'a History)> {
         let (first, chunk) = self.chunk(begin(&start));
-        let at = chunk.partition_point(|(key, _)| is_before(key, &start));
-        let later = self
-            .chunks
-            .range::<[u8], _>((Bound::Excluded(&first[..]), Bound::Unbounded));
-        let items = chunk[at..].iter().chain(later.flat_map(|(_, chunk)| chunk));
-        items
-            .take_while(move |(key, _)| match end {
-                Bound::Unbounded => true,
-                Bound::Included(end) => key[..] <= *end,
-                Bound::Excluded(end) => key[..] < *end,
-            })
-            .map(|(key, history)| (key, history))
+        // Of chunks that begin behind the end nothing is wanted.
+        let last = match end {
+            Bound::Included(end) | Bound::Excluded(end) => Bound::Included(end.max(first)),
+            Bound::Unbounded => Bound::Unbounded,
+        };
+        let later = self.chunks.range::<[u8], _>((Bound::Excluded(&first[..]), last));
+        let from = before(chunk, &start);
+        let first = std::iter::once((from, chunk));
+        let chunks = first.chain(later.map(|(_, chunk)| (0, chunk)));
+        chunks.flat_map(move |(from, chunk)| {
+            let to = match end {
+                Bound::Unbounded => chunk.len(),
+                Bound::Included(end) => chunk.upto(end),
+                Bound::Excluded(end) => chunk.before(end),
+            };
+            chunk.items(from..to.max(from))
+        })
     }
 
     /// The keys from somewhere on, in order, to change their past.
-    pub fn range_mut(&mut self, start: Bound<&[u8]>) -> impl Iterator<Item = (&Key, &mut History)> {
-        let first = self.chunk(begin(&start)).0.clone();
+    pub fn range_mut(&mut self, start: Bound<&[u8]>) -> impl Iterator<Item = (Name<'_>, &mut History)> {
+        let (first, chunk) = self.chunk(begin(&start));
+        let (first, from) = (first.clone(), before(chunk, &start));
         let chunks = self.chunks.range_mut(first..);
-        chunks
-            .flat_map(|(_, chunk)| chunk)
-            .skip_while(move |(key, _)| is_before(key, &start))
-            .map(|(key, history)| (&*key, history))
+        chunks.enumerate().flat_map(move |(number, (_, chunk))| {
+            let from = if number == 0 { from } else { 0 };
+            chunk.items_mut(from..chunk.len())
+        })
     }
 }
 
@@ -171,11 +141,12 @@ fn begin<'a>(start: &Bound<&'a [u8]>) -> &'a [u8] {
     }
 }
 
-fn is_before(key: &[u8], start: &Bound<&[u8]>) -> bool {
+/// How many keys of a chunk stand before a range.
+fn before(chunk: &Chunk, start: &Bound<&[u8]>) -> usize {
     match start {
-        Bound::Unbounded => false,
-        Bound::Included(start) => key < *start,
-        Bound::Excluded(start) => key <= *start,
+        Bound::Unbounded => 0,
+        Bound::Included(start) => chunk.before(start),
+        Bound::Excluded(start) => chunk.upto(start),
     }
 }
 
@@ -211,6 +182,14 @@ mod tests {
         });
     }
 
+    fn is_before(key: &[u8], start: &Bound<&[u8]>) -> bool {
+        match start {
+            Bound::Unbounded => false,
+            Bound::Included(start) => key < *start,
+            Bound::Excluded(start) => key <= *start,
+        }
+    }
+
     fn bound(rng: &mut StdRng, keys: &[&'static [u8]]) -> Bound<&'static [u8]> {
         let key = keys[rng.random_range(0..keys.len())];
         match rng.random_range(0..3) {
@@ -229,9 +208,14 @@ mod tests {
         let keys: Vec<&'static [u8]> = (0..300)
             .map(|number| match number {
                 0 => &[][..],
-                _ => format!("{:03}{}", number * 7 % 300, "x".repeat(number % 40))
-                    .into_bytes()
-                    .leak(),
+                _ => format!(
+                    "{:03}/{}{}",
+                    number % 20,
+                    "x".repeat(number % 40),
+                    number * 7 % 300
+                )
+                .into_bytes()
+                .leak(),
             })
             .collect();
         let (mut index, mut model) = (Index::default(), BTreeMap::<Key, i64>::new());
@@ -255,7 +239,7 @@ mod tests {
             assert!(
                 index
                     .range_mut(start)
-                    .map(|(key, history)| (key.clone(), main(history)))
+                    .map(|(name, history)| (name.to_key(), main(history)))
                     .eq(from.clone().map(|(key, main)| (key.clone(), *main)))
             );
             let upto = from.filter(|(key, _)| match end {
@@ -266,10 +250,12 @@ mod tests {
             assert!(
                 index
                     .range((start, end))
-                    .map(|(key, history)| (key, main(history)))
-                    .eq(upto.map(|(key, main)| (key, *main)))
+                    .map(|(name, history)| (name.to_key(), main(history)))
+                    .eq(upto.map(|(key, main)| (key.clone(), *main)))
             );
         }
+        let prefixes = index.chunks.values().map(|chunk| chunk.prefix().len());
+        assert!(prefixes.max() > Some(4), "neighbours begin alike");
         assert!(index.chunks.len() > 5 && index.chunks.values().all(|chunk| chunk.len() <= FULL));
     }
 

@@ -30,6 +30,40 @@ impl Key {
     }
 }
 
+/// A key in two parts, as the index has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Name<'a> {
+    prefix: &'a [u8],
+    rest: &'a [u8],
+}
+
+impl<'a> Name<'a> {
+    /// The one part, and the other behind it.
+    pub fn new(prefix: &'a [u8], rest: &'a [u8]) -> Name<'a> {
+        Name { prefix, rest }
+    }
+
+    /// A key in one part.
+    pub fn whole(key: &'a [u8]) -> Name<'a> {
+        Name::new(key, &[])
+    }
+
+    /// A copy for those who share keys.
+    pub fn to_bytes(self) -> Bytes {
+        [self.prefix, self.rest].concat().into()
+    }
+
+    /// A copy as the index keeps it.
+    pub fn to_key(self) -> Key {
+        Key::from(&[self.prefix, self.rest].concat()[..])
+    }
+
+    /// Whether it is this key.
+    pub fn is(self, key: &[u8]) -> bool {
+        key.strip_prefix(self.prefix) == Some(self.rest)
+    }
+}
+
 impl Default for Key {
     fn default() -> Key {
         Key::from(&[][..])

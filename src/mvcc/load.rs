@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::attached::Attached;
 use super::block::{self, BLOCK_BYTES, Block, Version};
+use super::cache::Cache;
 use super::history::Meta;
 use super::save::{blocks, decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
@@ -31,6 +32,7 @@ impl Store {
         Arc::new(Store {
             inner: RwLock::new(inner),
             engine: ArcSwap::from_pointee(engine),
+            cache: Mutex::new(Cache::new(options.cache_bytes)),
             options,
             pins: Mutex::new(BTreeMap::new()),
         })

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! **Where things are.** The [`index`] (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
-//! the newest in memory, the rest in the engine, packed in [`block`]s by revision. [`save`] moves them from one to the
+//! the newest in memory, the rest in the engine, packed in [`block`]s by revision; [`loading`] finds them. [`save`] moves them from one to the
 //! other, behind the writer's back, and reclaims what compaction freed; [`defrag`] gives the disk its space back.
 //! [`attached`] finds the keys of a lease.
 //!
@@ -23,12 +23,16 @@
 
 mod attached;
 pub mod block;
+mod cache;
 mod changes;
+mod chunk;
 mod defrag;
 pub mod history;
 mod index;
 mod key;
 mod load;
+mod loading;
+pub mod pair;
 mod recent;
 mod save;
 mod write;
@@ -42,13 +46,13 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use self::attached::Attached;
-use self::block::Block;
+use self::cache::Cache;
 use self::history::{History, Meta};
 use self::index::Index;
-use self::key::Key;
+use self::key::{Key, Name};
 use self::recent::Recent;
 use crate::pb::mvccpb::KeyValue;
-use crate::storage::{Engine, Error, Result, keys};
+use crate::storage::{Engine, Result};
 
 pub use block::Version;
 pub use changes::Changes;
@@ -123,9 +127,9 @@ impl KeyRange {
         (!inverted).then(|| (start.map(|key| &key[..]), end.map(|key| &key[..])))
     }
 
-    fn after(&self, key: &Key) -> KeyRange {
+    fn after(&self, name: Name<'_>) -> KeyRange {
         KeyRange {
-            start: Bound::Excluded(key.to_bytes()),
+            start: Bound::Excluded(name.to_bytes()),
             end: self.end.clone(),
         }
     }
@@ -140,10 +144,17 @@ pub trait Versions {
     fn compacted(&self) -> i64;
 
     /// Calls `visit` with each key of the range that exists at a main revision, in key order.
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta));
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(Name<'_>, &Meta));
+
+    /// Calls `visit` with the pair of each version that `find` gave, in the same order.
+    fn each(&self, revisions: &[Revision], visit: &mut dyn FnMut(&KeyValue)) -> Result<()>;
 
     /// The pair of a version that `find` gave.
-    fn load(&self, revision: Revision) -> Result<KeyValue>;
+    fn load(&self, revision: Revision) -> Result<KeyValue> {
+        let mut found = KeyValue::default();
+        self.each(&[revision], &mut |pair| found = pair.clone())?;
+        Ok(found)
+    }
 }
 
 /// Sizes of what is kept in memory.
@@ -151,12 +162,15 @@ pub trait Versions {
 pub struct Options {
     /// Bytes of versions kept in memory after they are saved: the newest are read most.
     pub recent_bytes: usize,
+    /// Bytes of older ones kept in memory after they were read.
+    pub cache_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             recent_bytes: 64 << 20,
+            cache_bytes: 32 << 20,
         }
     }
 }
@@ -167,6 +181,7 @@ pub struct Store {
     /// Replaced by one that holds the same when it is defragmented.
     engine: ArcSwap<Arc<dyn Engine>>,
     options: Options,
+    cache: Mutex<Cache>,
     /// Revisions that views hold on to, with how many views each.
     pins: Mutex<BTreeMap<i64, usize>>,
 }
@@ -248,21 +263,21 @@ impl Inner {
         before
     }
 
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(Name<'_>, &Meta)) {
         if let Some(key) = range.one() {
             return self.find_one(key, main, visit);
         }
         let Some(bounds) = range.bounds() else { return };
-        for (key, history) in self.index.range(bounds) {
+        for (name, history) in self.index.range(bounds) {
             if let Some(meta) = history.at(main) {
-                visit(key, &meta);
+                visit(name, &meta);
             }
         }
     }
 
-    fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
+    fn find_one(&self, key: &Bytes, main: i64, visit: &mut dyn FnMut(Name<'_>, &Meta)) {
         if let Some(meta) = self.index.get(key).and_then(|history| history.at(main)) {
-            visit(key, &meta);
+            visit(Name::whole(key), &meta);
         }
     }
 }
@@ -278,6 +293,10 @@ impl Store {
 
     fn pins(&self) -> MutexGuard<'_, BTreeMap<i64, usize>> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn engine(&self) -> Arc<dyn Engine> {
@@ -381,25 +400,6 @@ impl Store {
     pub fn has_record(&self, range: std::ops::Range<Bytes>) -> bool {
         self.read().records.range(range).next().is_some()
     }
-
-    fn load_saved(&self, revision: Revision) -> Result<KeyValue> {
-        load_saved(&*self.engine(), revision)
-    }
-}
-
-/// Reads a version from the engine.
-fn load_saved(engine: &dyn Engine, revision: Revision) -> Result<KeyValue> {
-    let missing = || {
-        Error::Corrupt(format!(
-            "no version at revision {}.{}",
-            revision.main, revision.sub
-        ))
-    };
-    let first = keys::blocks().start;
-    let (_, bytes) = engine
-        .floor(&first, &keys::block(revision.main, revision.sub))?
-        .ok_or_else(missing)?;
-    Ok(Block::parse(bytes)?.find(revision)?.ok_or_else(missing)?.kv)
 }
 
 /// The store as it was at one moment, for as long as this is held.
@@ -437,7 +437,7 @@ impl Versions for View {
     }
 
     /// In chunks, so that the writer is never held up for long; what comes between chunks is newer than the view.
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(Name<'_>, &Meta)) {
         if let Some(key) = range.one() {
             return self.store.read().find_one(key, main, visit);
         }
@@ -447,12 +447,12 @@ impl Versions for View {
             let Some(bounds) = rest.bounds() else { return };
             let mut looked_at = 0;
             let mut last = None;
-            for (key, history) in inner.index.range(bounds).take(CHUNK) {
+            for (name, history) in inner.index.range(bounds).take(CHUNK) {
                 if let Some(meta) = history.at(main) {
-                    visit(key, &meta);
+                    visit(name, &meta);
                 }
                 looked_at += 1;
-                last = Some(key);
+                last = Some(name);
             }
             match last.filter(|_| looked_at == CHUNK) {
                 Some(last) => rest = rest.after(last),
@@ -461,12 +461,8 @@ impl Versions for View {
         }
     }
 
-    fn load(&self, revision: Revision) -> Result<KeyValue> {
-        if let Some(version) = self.store.read().recent.get(revision) {
-            return Ok(version.kv.clone());
-        }
-        // Not in memory: it was saved before it left.
-        self.store.load_saved(revision)
+    fn each(&self, revisions: &[Revision], visit: &mut dyn FnMut(&KeyValue)) -> Result<()> {
+        self.store.each(|| self.store.read(), revisions, visit)
     }
 }
 
@@ -481,9 +477,9 @@ impl View {
         let mut page = Vec::new();
         let mut last = None;
         // No more keys than these are looked at under one hold of the lock.
-        for (key, history) in inner.index.range(bounds).take(count) {
-            page.extend(history.at(main).map(|meta| (key.to_bytes(), meta)));
-            last = Some(key);
+        for (name, history) in inner.index.range(bounds).take(count) {
+            page.extend(history.at(main).map(|meta| (name.to_bytes(), meta)));
+            last = Some(name);
         }
         (page, last.map(|last| range.after(last)))
     }
@@ -532,17 +528,17 @@ impl View {
         };
         let inner = self.store.read();
         let mut chunk = Vec::new();
-        for (key, history) in inner.index.range((start, Bound::Unbounded)) {
+        for (name, history) in inner.index.range((start, Bound::Unbounded)) {
             history.kept(self.compacted, |kept| {
                 let done = match &after {
-                    Some((last, revision)) if last == key => {
+                    Some((last, revision)) if name.is(last) => {
                         kept.partition_point(|meta| meta.revision <= *revision)
                     }
                     _ => 0,
                 };
                 let readable = kept.partition_point(|meta| meta.revision.main <= main).max(done);
                 let rest = kept[done..readable].iter().take(CHUNK - chunk.len());
-                chunk.extend(rest.map(|meta| (key.clone(), *meta)));
+                chunk.extend(rest.map(|meta| (name.to_key(), *meta)));
             });
             if chunk.len() == CHUNK {
                 break;
@@ -565,7 +561,10 @@ impl View {
         }
         match meta.is_tombstone() {
             true => Ok(crc),
-            false => Ok(crc32c::crc32c_append(crc, &self.load(meta.revision)?.value)),
+            false => Ok(crc32c::crc32c_append(
+                crc,
+                &self.store.load_passing(meta.revision)?.value,
+            )),
         }
     }
 }

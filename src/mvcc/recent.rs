@@ -1,8 +1,12 @@
 //! The newest versions, in memory: all that are not saved, and as many that are as the bound allows.
 //!
-//! They come in revision order and leave from the front, so they lie in a row. No main revision is ever left out, so a
-//! version stands at least as far from the front as its revision is from the first one's, and mostly just there: it is
-//! looked for from that place on.
+//! They come in revision order and leave from the front, so they lie in a row. Beside it is told where each main revision
+//! begins, as a number of versions that ever came; none is left out, so no place has to be searched for:
+//!
+//! ```text
+//! begins     5     6        8        first_main: 4, gone: 5
+//! row        4.0   5.0 5.1  6.0      the place of 5.1 = begin of 5 + 1 - gone
+//! ```
 
 use super::Revision;
 use super::block::Version;
@@ -17,6 +21,12 @@ const BESIDE: usize = size_of::<Version>() + 100;
 #[derive(Default)]
 pub struct Recent {
     row: Row<Version>,
+    /// How many versions had come before each main revision, modulo 2^32.
+    begins: Row<u32>,
+    /// The main revision that the first of those is about.
+    first_main: i64,
+    /// How many versions have left, modulo 2^32.
+    gone: u32,
     /// Of all versions in it.
     bytes: usize,
 }
@@ -45,6 +55,16 @@ impl Recent {
                 .is_none_or(|last| last.revision < version.revision),
             "versions come in order"
         );
+        let Revision { main, sub } = version.revision;
+        if self.begins.is_empty() {
+            self.first_main = main;
+        }
+        let next = self.first_main + self.begins.len() as i64;
+        debug_assert!(main <= next, "no main revision is left out");
+        if main == next {
+            let came = self.gone.wrapping_add(self.row.len() as u32);
+            self.begins.push_back(came.wrapping_sub(sub));
+        }
         self.bytes += cost(&version);
         self.row.push_back(version);
     }
@@ -71,7 +91,13 @@ impl Recent {
     pub fn pop(&mut self, until: Revision) -> Option<Revision> {
         self.row.front().filter(|oldest| oldest.revision <= until)?;
         let oldest = self.row.pop_front()?;
+        self.gone = self.gone.wrapping_add(1);
         self.bytes -= cost(&oldest);
+        let is_first = |next: &Version| next.revision.main == oldest.revision.main;
+        if !self.row.front().is_some_and(is_first) {
+            self.begins.pop_front();
+            self.first_main += 1;
+        }
         Some(oldest.revision)
     }
 
@@ -89,33 +115,17 @@ impl Recent {
 
     /// Where a revision stands, or would.
     fn place(&self, revision: Revision) -> usize {
-        let Some(first) = self.row.front() else {
+        let Ok(number) = usize::try_from(revision.main - self.first_main) else {
             return 0;
         };
-        let least = usize::try_from(revision.main - first.revision.main).unwrap_or(0);
-        let least = least.min(self.row.len());
-        match self.row.get(least) {
-            Some(found) if found.revision < revision => {
-                let beyond = self.row.range(least..);
-                // Only commands with several changes make a version stand further behind.
-                least + partition_point(beyond.len(), |at| self.row[least + at].revision < revision)
-            }
-            _ => least,
-        }
+        let begin = |number: usize| match self.begins.get(number) {
+            Some(begin) => begin.wrapping_sub(self.gone) as i32,
+            None => self.row.len() as i32,
+        };
+        // The first main revision may have begun before what is left of it.
+        let place = i64::from(begin(number)) + i64::from(revision.sub);
+        usize::try_from(place.min(i64::from(begin(number + 1)))).unwrap_or(0)
     }
-}
-
-/// How many of the first `count` numbers fulfil a condition that holds up to some number.
-fn partition_point(count: usize, holds: impl Fn(usize) -> bool) -> usize {
-    let (mut from, mut to) = (0, count);
-    while from < to {
-        let middle = from + (to - from) / 2;
-        match holds(middle) {
-            true => from = middle + 1,
-            false => to = middle,
-        }
-    }
-    from
 }
 
 #[cfg(test)]

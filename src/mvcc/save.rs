@@ -14,12 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::block::{self, BLOCK_BYTES, Block, Version};
+use super::block::{self, BLOCK_BYTES, Block, Packing, Version};
 use super::defrag::Copy;
 use super::key::Key;
 use super::{NEVER_COMPACTED, Revision, Sealed, Store};
 use crate::storage::{Batch, Error, Result, keys};
 
+/// Versions packed or evicted under one hold of the lock.
+const AT_ONCE: usize = 200;
 /// Blocks rewritten in one slice of a sweep.
 const BLOCKS_PER_SLICE: usize = 64;
 
@@ -49,12 +51,17 @@ enum Sweep {
     },
 }
 
-/// What one save writes.
+/// What one save writes, but for the versions.
 struct Unsaved {
-    versions: Vec<Version>,
-    bytes: usize,
     records: BTreeMap<Bytes, Option<Bytes>>,
     sealed: Sealed,
+}
+
+/// Versions that are in a batch, all those that are not saved up to the last of them.
+#[derive(Default)]
+struct Packed {
+    last: Option<Revision>,
+    bytes: usize,
 }
 
 impl Saver {
@@ -64,10 +71,7 @@ impl Saver {
             return Ok(false);
         };
         let mut batch = Batch::default();
-        for versions in blocks(&unsaved.versions) {
-            let first = versions[0].revision;
-            batch.put(keys::block(first.main, first.sub), block::encode(versions));
-        }
+        let packed = self.pack(unsaved.sealed.revision, &mut batch);
         for (key, value) in unsaved.records {
             match value {
                 Some(value) => batch.put(key, value),
@@ -76,10 +80,7 @@ impl Saver {
         }
         put_marks(&mut batch, &unsaved.sealed);
         self.commit(batch)?;
-        self.saved(
-            unsaved.versions.last().map(|version| version.revision),
-            unsaved.bytes,
-        );
+        self.saved(&packed);
         Ok(true)
     }
 
@@ -106,33 +107,65 @@ impl Saver {
             return None;
         }
         inner.sealed.unsaved = false;
-        let sealed = inner.sealed.clone();
-        let until = Revision {
-            main: sealed.revision,
-            sub: u32::MAX,
-        };
-        let versions: Vec<Version> = inner.recent.range(inner.saved, until).cloned().collect();
-        let bytes = versions.iter().map(Version::size).sum();
-        let records = std::mem::take(&mut inner.unsaved_records);
         Some(Unsaved {
-            versions,
-            bytes,
-            records,
-            sealed,
+            records: std::mem::take(&mut inner.unsaved_records),
+            sealed: inner.sealed.clone(),
         })
     }
 
-    fn saved(&self, last: Option<Revision>, bytes: usize) {
-        let mut inner = self.store.lock();
-        let inner = &mut *inner;
-        inner.saved = last.map_or(inner.saved, |last| last.max(inner.saved));
-        inner.unsaved_bytes = inner.unsaved_bytes.saturating_sub(bytes);
-        while inner.recent.bytes() > self.store.options.recent_bytes {
-            match inner.recent.pop(inner.saved) {
-                Some(oldest) => inner.evicted = oldest,
-                None => break,
+    /// Packs the versions up to a sealed revision into blocks, straight from memory: what is not saved stays there, and
+    /// only this thread saves. So the lock is held for some at a time.
+    fn pack(&self, revision: i64, batch: &mut Batch) -> Packed {
+        let until = Revision {
+            main: revision,
+            sub: u32::MAX,
+        };
+        let (mut packing, mut packed) = (Packing::default(), Packed::default());
+        loop {
+            let inner = self.store.read();
+            let mut count = 0;
+            let after = packed.last.unwrap_or(inner.saved);
+            for version in inner.recent.range(after, until).take(AT_ONCE) {
+                packing.add(version);
+                packed.last = Some(version.revision);
+                packed.bytes += version.size();
+                count += 1;
+                if packing.is_full() {
+                    put_block(batch, &mut packing);
+                }
+            }
+            if count < AT_ONCE {
+                break;
             }
         }
+        put_block(batch, &mut packing);
+        packed
+    }
+
+    /// Lets go of what need not be in memory any more, some at a time.
+    fn saved(&self, packed: &Packed) {
+        {
+            let mut inner = self.store.lock();
+            inner.saved = packed.last.map_or(inner.saved, |last| last.max(inner.saved));
+            inner.unsaved_bytes = inner.unsaved_bytes.saturating_sub(packed.bytes);
+        }
+        while self.evict_some() {}
+    }
+
+    /// Whether there is more to evict.
+    fn evict_some(&self) -> bool {
+        let mut inner = self.store.lock();
+        let inner = &mut *inner;
+        for _ in 0..AT_ONCE {
+            if inner.recent.bytes() <= self.store.options.recent_bytes {
+                return false;
+            }
+            match inner.recent.pop(inner.saved) {
+                Some(oldest) => inner.evicted = oldest,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Does one slice of reclaiming, about `keys` keys; whether there is more to do.
@@ -190,22 +223,24 @@ impl Saver {
         let mut inner = self.store.lock();
         let mut empty = Vec::new();
         let (mut last, mut looked_at) = (None, 0);
-        for (key, history) in inner
+        for (name, history) in inner
             .index
             .range_mut(after.as_ref().map(|key| &key[..]))
             .take(keys)
         {
             history.compact(compacted, &mut gone);
             if history.is_empty() {
-                empty.push(key.clone());
+                empty.push(name.to_key());
             }
             looked_at += 1;
-            last = Some(key.clone());
+            if looked_at == keys {
+                last = Some(name.to_key());
+            }
         }
         for key in empty {
             inner.index.remove(&key);
         }
-        match last.filter(|_| looked_at == keys) {
+        match last {
             Some(last) => Sweep::Index {
                 compacted,
                 after: Bound::Excluded(last),
@@ -277,6 +312,13 @@ fn without(block: &Block, gone: &[Revision]) -> Result<(Vec<Version>, Revision, 
         }
     }
     Ok((kept, last, freed))
+}
+
+/// Puts a block into a batch, if there is anything in it.
+fn put_block(batch: &mut Batch, packing: &mut Packing) {
+    if let Some(first) = packing.first() {
+        batch.put(keys::block(first.main, first.sub), packing.take());
+    }
 }
 
 /// Cuts versions into blocks of about [`BLOCK_BYTES`].

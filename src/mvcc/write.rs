@@ -1,17 +1,17 @@
 //! The writer's side: the changes of one command, all at one main revision.
 
 use std::ops::Range;
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::RwLockWriteGuard;
 
 use bytes::Bytes;
 
 use super::block::Version;
 use super::history::Meta;
-use super::key::Key;
-use super::{Inner, KeyRange, Revision, Store, Versions, load_saved};
+use super::key::{Key, Name};
+use super::{Inner, KeyRange, Revision, Store, Versions};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
-use crate::storage::{Engine, Result};
+use crate::storage::Result;
 
 impl Store {
     /// Begins the changes of one command. They see each other; readers see nothing until [`Store::seal`].
@@ -19,8 +19,8 @@ impl Store {
         let inner = self.lock();
         let main = inner.revision + 1;
         Write {
+            store: self,
             inner,
-            engine: self.engine(),
             main,
             sub: 0,
             events: Vec::new(),
@@ -30,8 +30,8 @@ impl Store {
 
 /// One command's changes.
 pub struct Write<'a> {
+    store: &'a Store,
     inner: RwLockWriteGuard<'a, Inner>,
-    engine: Arc<dyn Engine>,
     main: i64,
     sub: u32,
     events: Vec<Event>,
@@ -173,14 +173,11 @@ impl Versions for Write<'_> {
         self.inner.compacted
     }
 
-    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(&[u8], &Meta)) {
+    fn find(&self, range: &KeyRange, main: i64, visit: &mut dyn FnMut(Name<'_>, &Meta)) {
         self.inner.find(range, main, visit);
     }
 
-    fn load(&self, revision: Revision) -> Result<KeyValue> {
-        match self.inner.recent.get(revision) {
-            Some(version) => Ok(version.kv.clone()),
-            None => load_saved(&*self.engine, revision),
-        }
+    fn each(&self, revisions: &[Revision], visit: &mut dyn FnMut(&KeyValue)) -> Result<()> {
+        self.store.each(|| &*self.inner, revisions, visit)
     }
 }

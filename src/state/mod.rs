@@ -35,7 +35,7 @@ pub use chunks::{Chunks, is_in_key_order};
 pub use cluster::{Seat, member_records};
 pub use counts::Counts;
 pub use lease::{Lease, LeaseChange, LeaseChanges};
-pub use range::ReadError;
+pub use range::{EncodedRange, ReadError};
 
 use self::auth::{Auth, Who};
 use crate::error::Error;
@@ -376,6 +376,14 @@ impl Reader {
         let mut response = range::range(&view, request, at)?;
         response.header = header(view.revision());
         Ok(response)
+    }
+
+    /// The same, but encoded; and the revision for its header.
+    pub fn encoded_range(&self, request: &RangeRequest) -> Result<(i64, EncodedRange), ReadError> {
+        self.check_trusted()?;
+        let view = self.view();
+        let at = range::revision_of(request, &view)?;
+        Ok((view.revision(), range::encode_range(&view, request, at)?))
     }
 
     /// The same in chunks; the request has passed [`is_in_key_order`].

@@ -1,14 +1,19 @@
 //! Reading a range: which keys, in which order, how many.
 
+use std::cmp::Ordering;
+
 use crate::error::Error;
 use crate::mvcc::history::Meta;
-use crate::mvcc::{KeyRange, Versions};
+use crate::mvcc::{KeyRange, Revision, Versions, pair};
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::pb::mvccpb::KeyValue;
 use crate::storage;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+
+/// More bytes are not asked for ahead.
+const LARGEST_GUESS: usize = 1 << 20;
 
 /// Why a read has no answer.
 #[derive(Debug)]
@@ -52,68 +57,133 @@ pub fn revision_in_txn(request: &RangeRequest, source: &impl Versions) -> Result
 
 /// A key of the range, without its value.
 struct Found {
+    /// Nothing where the pair brings it along.
     key: Bytes,
     meta: Meta,
 }
 
+/// What a range finds, in its order, cut to its limit.
+struct Selection {
+    found: Vec<Found>,
+    more: bool,
+    count: i64,
+}
+
+/// A range's answer but for its header, its pairs encoded as they go out.
+pub struct EncodedRange {
+    /// The field `kvs` of a `RangeResponse`, again and again.
+    pub kvs: BytesMut,
+    /// Whether the limit cut something off.
+    pub more: bool,
+    /// Keys in the range.
+    pub count: i64,
+}
+
 /// The range as it is at the main revision `at`. The response has no header yet.
 pub fn range(source: &impl Versions, request: &RangeRequest, at: i64) -> storage::Result<RangeResponse> {
-    let keys = KeyRange::new(&request.key, &request.range_end);
-    let limit = usize::try_from(request.limit).unwrap_or(0);
-    let enough = match request.count_only {
-        true => Some(0),
-        false => needed(request, limit),
+    let Selection { found, more, count } = select(source, request, at);
+    let (kvs, more) = match is_by_value(request) {
+        true => sorted_by_value(source, request, &found)?,
+        false => (load(source, &found, request.keys_only)?, more),
     };
-    let (mut found, mut count) = (Vec::new(), 0_i64);
-    source.find(&keys, at, &mut |key, meta| {
-        count += 1;
-        if enough.is_none_or(|enough| found.len() < enough) && passes(request, meta) {
-            found.push(Found {
-                key: Bytes::copy_from_slice(key),
-                meta: *meta,
-            });
-        }
-    });
-    if request.count_only {
-        return Ok(RangeResponse {
-            count,
-            ..RangeResponse::default()
-        });
-    }
-    let by_value = request.sort_target == SortTarget::Value as i32;
-    if !by_value {
-        sort(
-            &mut found,
-            request,
-            |found, target| sort_number(&found.meta, target),
-            |found| &found.key,
-        );
-        let more = cut(&mut found, limit);
-        let kvs = found
-            .iter()
-            .map(|found| load(source, found, request.keys_only))
-            .collect::<storage::Result<_>>()?;
-        return Ok(RangeResponse {
-            kvs,
-            more,
-            count,
-            header: None,
-        });
-    }
-    let loaded: storage::Result<Vec<KeyValue>> =
-        found.iter().map(|found| load(source, found, false)).collect();
-    let mut kvs = loaded?;
-    sort(&mut kvs, request, |_, _| 0, |kv| &kv.value);
-    let more = cut(&mut kvs, limit);
-    if request.keys_only {
-        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
-    }
     Ok(RangeResponse {
         kvs,
         more,
         count,
         header: None,
     })
+}
+
+/// The same, encoded from where the pairs are.
+pub fn encode_range(
+    source: &impl Versions,
+    request: &RangeRequest,
+    at: i64,
+) -> storage::Result<EncodedRange> {
+    let mut kvs = BytesMut::new();
+    if is_by_value(request) || request.keys_only {
+        let response = range(source, request, at)?;
+        response.kvs.iter().for_each(|pair| encode_pair(pair, &mut kvs));
+        return Ok(EncodedRange {
+            kvs,
+            more: response.more,
+            count: response.count,
+        });
+    }
+    let Selection { found, more, count } = select(source, request, at);
+    let mut left = found.len();
+    source.each(&revisions(&found), &mut |pair| {
+        // Pairs are often alike in size.
+        if kvs.capacity() - kvs.len() < pair::HEAD + pair.key.len() + pair.value.len() {
+            let guess = (pair::HEAD + pair.key.len() + pair.value.len()).saturating_mul(left);
+            kvs.reserve(guess.min(LARGEST_GUESS));
+        }
+        encode_pair(pair, &mut kvs);
+        left -= 1;
+    })?;
+    Ok(EncodedRange { kvs, more, count })
+}
+
+/// Appends a pair as one of the field `kvs`.
+fn encode_pair(pair: &KeyValue, kvs: &mut BytesMut) {
+    const KVS: u32 = 2;
+    pair::encode_field(KVS, pair, kvs);
+}
+
+fn is_by_value(request: &RangeRequest) -> bool {
+    request.sort_target == SortTarget::Value as i32
+}
+
+/// Looks for the keys. What is to be sorted by value is neither sorted nor cut yet.
+fn select(source: &impl Versions, request: &RangeRequest, at: i64) -> Selection {
+    let keys = KeyRange::new(&request.key, &request.range_end);
+    let limit = limit(request);
+    let enough = match request.count_only {
+        true => Some(0),
+        false => needed(request, limit),
+    };
+    let needs_key = request.keys_only && !is_by_value(request);
+    let (mut found, mut count) = (Vec::new(), 0_i64);
+    source.find(&keys, at, &mut |name, meta| {
+        count += 1;
+        if enough.is_none_or(|enough| found.len() < enough) && passes(request, meta) {
+            found.push(Found {
+                key: match needs_key {
+                    true => name.to_bytes(),
+                    false => Bytes::new(),
+                },
+                meta: *meta,
+            });
+        }
+    });
+    let mut more = false;
+    if !is_by_value(request) {
+        sort(&mut found, request, |a, b, target| {
+            sort_number(&a.meta, target).cmp(&sort_number(&b.meta, target))
+        });
+        more = cut(&mut found, limit);
+    }
+    Selection { found, more, count }
+}
+
+/// All pairs have to be loaded before they can be sorted.
+fn sorted_by_value(
+    source: &impl Versions,
+    request: &RangeRequest,
+    found: &[Found],
+) -> storage::Result<(Vec<KeyValue>, bool)> {
+    let mut kvs = load(source, found, false)?;
+    sort(&mut kvs, request, |a, b, _| a.value.cmp(&b.value));
+    let more = cut(&mut kvs, limit(request));
+    if request.keys_only {
+        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+    }
+    Ok((kvs, more))
+}
+
+/// 0 for none.
+fn limit(request: &RangeRequest) -> usize {
+    usize::try_from(request.limit).unwrap_or(0)
 }
 
 /// How many keys are looked at before sorting. A quirk that clients can see, in every etcd: with a limit and no explicit
@@ -158,26 +228,15 @@ fn sort_number(meta: &Meta, target: SortTarget) -> i64 {
     }
 }
 
-/// By the number first, then by the bytes where the target is bytes. No order and another target than the key means
-/// ascending.
-fn sort<T>(
-    items: &mut [T],
-    request: &RangeRequest,
-    number: impl Fn(&T, SortTarget) -> i64,
-    bytes: impl Fn(&T) -> &Bytes,
-) {
+/// Sorts what is in the order of keys. No order and another target than the key means ascending.
+fn sort<T>(items: &mut [T], request: &RangeRequest, compare: impl Fn(&T, &T, SortTarget) -> Ordering) {
     let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
     let order = SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None);
-    let by_bytes = matches!(target, SortTarget::Key | SortTarget::Value);
-    let compare = |a: &T, b: &T| match by_bytes {
-        true => bytes(a).cmp(bytes(b)),
-        false => number(a, target).cmp(&number(b, target)),
-    };
-    match order {
-        SortOrder::Descend => items.sort_by(|a, b| compare(b, a)),
-        // The index is in key order already.
-        _ if target == SortTarget::Key => {}
-        _ => items.sort_by(compare),
+    match (order, target) {
+        (SortOrder::Descend, SortTarget::Key) => items.reverse(),
+        (SortOrder::Descend, _) => items.sort_by(|a, b| compare(b, a, target)),
+        (_, SortTarget::Key) => {}
+        _ => items.sort_by(|a, b| compare(a, b, target)),
     }
 }
 
@@ -190,8 +249,20 @@ fn cut<T>(items: &mut Vec<T>, limit: usize) -> bool {
     more
 }
 
-fn load(source: &impl Versions, found: &Found, keys_only: bool) -> storage::Result<KeyValue> {
-    load_pair(source, &found.key, &found.meta, keys_only)
+fn load(source: &impl Versions, found: &[Found], keys_only: bool) -> storage::Result<Vec<KeyValue>> {
+    if keys_only {
+        return Ok(found
+            .iter()
+            .map(|found| found.meta.without_value(&found.key))
+            .collect());
+    }
+    let mut pairs = Vec::with_capacity(found.len());
+    source.each(&revisions(found), &mut |pair| pairs.push(pair.clone()))?;
+    Ok(pairs)
+}
+
+fn revisions(found: &[Found]) -> Vec<Revision> {
+    found.iter().map(|found| found.meta.revision).collect()
 }
 
 /// The pair of a key that was found, perhaps without its value.

@@ -344,8 +344,8 @@ fn do_delete_range(
     counts.delete();
     let mut found = Vec::new();
     let keys = KeyRange::new(&request.key, &request.range_end);
-    write.find(&keys, i64::MAX, &mut |key, meta| {
-        found.push((Bytes::copy_from_slice(key), meta.revision))
+    write.find(&keys, i64::MAX, &mut |name, meta| {
+        found.push((name.to_bytes(), meta.revision));
     });
     let mut prev_kvs = Vec::new();
     if request.prev_kv {

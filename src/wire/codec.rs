@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 
+use bytes::BufMut;
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -18,6 +19,25 @@ fn settings() -> BufferSettings {
     BufferSettings::new(BUFFER, SEND)
 }
 
+/// What can go out as a message.
+pub trait Outgoing: Send + 'static {
+    /// Its length in bytes.
+    fn length(&self) -> usize;
+
+    /// Appends it to a buffer, which has room for it.
+    fn write(&self, buf: &mut impl BufMut);
+}
+
+impl<T: Message + 'static> Outgoing for T {
+    fn length(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn write(&self, buf: &mut impl BufMut) {
+        self.encode_raw(buf);
+    }
+}
+
 /// Encodes `T`, decodes `U`.
 pub struct ProtobufCodec<T, U>(PhantomData<(T, U)>);
 
@@ -29,7 +49,7 @@ impl<T, U> Default for ProtobufCodec<T, U> {
 
 impl<T, U> Codec for ProtobufCodec<T, U>
 where
-    T: Message + Send + 'static,
+    T: Outgoing,
     U: Message + Default + Send + 'static,
 {
     type Encode = T;
@@ -49,14 +69,14 @@ where
 /// Encodes `T`.
 pub struct ProtobufEncoder<T>(PhantomData<T>);
 
-impl<T: Message> Encoder for ProtobufEncoder<T> {
+impl<T: Outgoing> Encoder for ProtobufEncoder<T> {
     type Item = T;
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.reserve(item.encoded_len());
-        item.encode(buf)
-            .map_err(|error| Status::internal(error.to_string()))
+        buf.reserve(item.length());
+        item.write(buf);
+        Ok(())
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -40,7 +40,10 @@ struct World {
 }
 
 fn small() -> state::Options {
-    state::Options { recent_bytes: 3000 }
+    state::Options {
+        recent_bytes: 3000,
+        cache_bytes: 2000,
+    }
 }
 
 impl World {

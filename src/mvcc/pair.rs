@@ -1,0 +1,101 @@
+//! A pair's encoding, as protobuf has it, written without a look at who shares its bytes.
+//!
+//! prost clones `Bytes` to copy them. Each clone counts in memory that is often far from the processor: for a range of a
+//! thousand pairs that were written at different times it takes as long as copying them.
+
+use bytes::{BufMut, BytesMut};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, int64};
+
+use crate::pb::mvccpb::KeyValue;
+
+const KEY: u32 = 1;
+const CREATE_REVISION: u32 = 2;
+const MOD_REVISION: u32 = 3;
+const VERSION: u32 = 4;
+const VALUE: u32 = 5;
+const LEASE: u32 = 6;
+
+/// Bytes that the numbers take, at most, and tags and lengths.
+pub const HEAD: usize = 64;
+
+/// Appends a pair to a buffer.
+pub fn encode(pair: &KeyValue, out: &mut BytesMut) {
+    encode_bytes(KEY, &pair.key, out);
+    encode_number(CREATE_REVISION, pair.create_revision, out);
+    encode_number(MOD_REVISION, pair.mod_revision, out);
+    encode_number(VERSION, pair.version, out);
+    encode_bytes(VALUE, &pair.value, out);
+    encode_number(LEASE, pair.lease, out);
+}
+
+/// Appends a pair as a field of another message.
+pub fn encode_field(tag: u32, pair: &KeyValue, out: &mut BytesMut) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(length(pair) as u64, out);
+    encode(pair, out);
+}
+
+fn encode_bytes(tag: u32, bytes: &[u8], out: &mut BytesMut) {
+    if !bytes.is_empty() {
+        encode_key(tag, WireType::LengthDelimited, out);
+        encode_varint(bytes.len() as u64, out);
+        out.put_slice(bytes);
+    }
+}
+
+fn encode_number(tag: u32, number: i64, out: &mut BytesMut) {
+    if number != 0 {
+        int64::encode(tag, &number, out);
+    }
+}
+
+fn length(pair: &KeyValue) -> usize {
+    // Tags up to 15 take one byte.
+    let bytes = |bytes: &[u8]| match bytes.len() {
+        0 => 0,
+        length => 1 + encoded_len_varint(length as u64) + length,
+    };
+    let number = |number: i64| match number {
+        0 => 0,
+        number => 1 + encoded_len_varint(number as u64),
+    };
+    let numbers = [pair.create_revision, pair.mod_revision, pair.version, pair.lease];
+    bytes(&pair.key) + bytes(&pair.value) + numbers.into_iter().map(number).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::Message;
+
+    use super::*;
+    use crate::pb::etcdserverpb::RangeResponse;
+
+    #[test]
+    fn a_pair_is_encoded_as_prost_does() {
+        let numbers = [0, 1, 127, 128, 1 << 40, i64::MAX, -1];
+        let lengths = [0, 1, 127, 128, 20_000];
+        for (at, number) in numbers.into_iter().enumerate() {
+            for length in lengths {
+                let pair = KeyValue {
+                    key: Bytes::from(vec![b'k'; length / 2]),
+                    value: Bytes::from(vec![b'v'; length]),
+                    create_revision: number,
+                    mod_revision: numbers[(at + 1) % numbers.len()],
+                    version: numbers[(at + 2) % numbers.len()],
+                    lease: numbers[(at + 3) % numbers.len()],
+                };
+                let (mut alone, mut within) = (BytesMut::new(), BytesMut::new());
+                encode(&pair, &mut alone);
+                assert_eq!(alone, pair.encode_to_vec());
+                assert!(alone.len() <= HEAD + pair.key.len() + pair.value.len());
+                encode_field(2, &pair, &mut within);
+                let response = RangeResponse {
+                    kvs: vec![pair],
+                    ..RangeResponse::default()
+                };
+                assert_eq!(within, response.encode_to_vec());
+            }
+        }
+    }
+}
