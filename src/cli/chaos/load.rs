@@ -133,6 +133,11 @@ impl Load {
         Ok(Load { shared, tasks, phase })
     }
 
+    /// Whether each writer had a write acknowledged.
+    pub fn have_all_written(&self) -> bool {
+        (0..WRITERS).all(|writer| self.shared.ledger(writer).acknowledged() > 0)
+    }
+
     /// A round begins: every client goes back to the member that it begins with. If the leader is to be broken, `term` is
     /// its term, else 0: the first write is one that was acknowledged in a later one.
     pub fn begin_round(&self, term: u64) {

@@ -1,9 +1,10 @@
 //! `pontoon chaos`: breaks a cluster on purpose, measures how it goes on, and looks whether anything that was acknowledged
 //! is lost.
 //!
-//! Writers and readers work all the time, through all members. In each round one member is broken; when writes are
-//! acknowledged again it is put right, and when it has caught up the next round begins. At the end every acknowledged
-//! write is looked for on every member. A read that saw less than was known before it began is stale.
+//! Writers and readers work all the time, through all members. When each writer had a write acknowledged the first round
+//! begins: before that there is nothing to lose. In each round one member is broken; when writes are acknowledged again it
+//! is put right, and when it has caught up the next round begins. At the end every acknowledged write is looked for on
+//! every member. A read that saw less than was known before it began is stale.
 //!
 //! Nothing is waited for by time alone, and nothing stays broken: a round puts right what it broke however it ends.
 //!
@@ -251,6 +252,9 @@ async fn play(stage: &Stage<'_>, times: usize, form: Form) -> (Vec<Round>, Optio
     };
     tell(report::head());
     let mut rounds = Vec::new();
+    if let Err(ended) = stage.begin().await {
+        return (rounds, Some(ended));
+    }
     for number in 0..stage.fault.rounds(times, stage.members.voters().len()) {
         match stage.round(number).await {
             Ok(round) => {

@@ -58,6 +58,13 @@ pub struct Round {
 }
 
 impl Stage<'_> {
+    /// Waits until each writer had a write acknowledged: that is what the first fault may lose.
+    pub async fn begin(&self) -> Result<(), Ended> {
+        let all = || self.load.have_all_written().then_some(());
+        self.written("each writer's first write to be acknowledged", all)
+            .await
+    }
+
     /// Plays a round. However it ends, what was broken is put right.
     pub async fn round(&self, number: usize) -> Result<Round, Ended> {
         let what = "all members to answer and to have caught up";
@@ -106,17 +113,18 @@ impl Stage<'_> {
         let strike = self.breaker.strike(act, &victim.name);
         let (struck, last_seen) = victim.last_seen_alive(strike, behind).await;
         struck.map_err(|error| Ended::Failed(format!("{error:#}")))?;
-        let first = self
-            .interrupts
-            .until(self.limit, "a write to be acknowledged", async || {
-                self.load.first()
-            })
-            .await;
-        let first = first.map_err(|ended| match (ended, self.load.last_error()) {
+        let first = self.written("a write to be acknowledged", || self.load.first());
+        let first = first.await?;
+        Ok((told.unwrap_or(last_seen), first))
+    }
+
+    /// Waits for writes; if they don't come, the last error may say why.
+    async fn written<T>(&self, what: &str, probe: impl Fn() -> Option<T>) -> Result<T, Ended> {
+        let written = self.interrupts.until(self.limit, what, async || probe()).await;
+        written.map_err(|ended| match (ended, self.load.last_error()) {
             (Ended::Failed(why), Some(error)) => Ended::Failed(format!("{why}; the last error was: {error}")),
             (ended, _) => ended,
-        })?;
-        Ok((told.unwrap_or(last_seen), first))
+        })
     }
 }
 
