@@ -16,6 +16,8 @@ mod services;
 mod until;
 mod watch;
 
+use std::sync::Arc;
+
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
@@ -54,8 +56,8 @@ pub fn message_limit(server: &Server) -> usize {
 /// Every service of the client port.
 pub fn services(server: &Server) -> anyhow::Result<Services> {
     let limit = message_limit(server);
-    let ranges = kv::Kv::new(server.clone());
-    let kv = KvServer::new(ranges.clone());
+    let ranges = Arc::new(kv::Kv::new(server.clone()));
+    let kv = KvServer::from_arc(ranges.clone());
     let lease = LeaseServer::new(lease::Lease::new(server.clone()));
     let cluster = ClusterServer::new(cluster::Cluster::new(server.clone()));
     let maintenance = MaintenanceServer::new(maintenance::Maintenance::new(server.clone()));

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use http_body::Body as HttpBody;
@@ -27,7 +28,7 @@ pub(super) fn is_range(path: &str) -> bool {
 }
 
 /// Answers one call; a request may have this many bytes.
-pub(super) fn call<B>(kv: Kv, limit: usize, request: http::Request<B>) -> Answering
+pub(super) fn call<B>(kv: Arc<Kv>, limit: usize, request: http::Request<B>) -> Answering
 where
     B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + 'static,
 {
@@ -39,7 +40,7 @@ where
 }
 
 /// The method.
-struct Range(Kv);
+struct Range(Arc<Kv>);
 
 impl UnaryService<RangeRequest> for Range {
     type Response = Answer;

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallib
 /// Every service of the client port. Cheap to clone.
 #[derive(Clone)]
 pub struct Services {
-    pub(super) ranges: Kv,
+    pub(super) ranges: Arc<Kv>,
     /// The most bytes of a request.
     pub(super) limit: usize,
     pub(super) kv: KvServer<Kv>,
