@@ -17,7 +17,7 @@ use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Error, Result};
 
 /// Bytes of versions in a block, about: a compromise between cost per put and cost per read of one version.
-pub const BLOCK_BYTES: usize = 6 << 10;
+const BLOCK_BYTES: usize = 6 << 10;
 const HEAD: usize = 13;
 
 /// One state of one key.

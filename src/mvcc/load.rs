@@ -7,10 +7,10 @@ use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::attached::Attached;
-use super::block::{self, BLOCK_BYTES, Block, Version};
+use super::block::{Block, Packing, Version};
 use super::cache::Cache;
 use super::history::Meta;
-use super::save::{blocks, decode_mark, encode_mark, put_marks};
+use super::save::{decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
 use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
 
@@ -190,7 +190,7 @@ impl SnapshotSource {
             .scan(keys::blocks())
             .filter_map(|pair| self.wanted(pair).transpose())
             .map(|block| Ok(record(BLOCK, &[&block?])));
-        let unsaved = blocks(&self.unsaved).map(|versions| Ok(record(BLOCK, &[&block::encode(versions)])));
+        let unsaved = packed(self.unsaved.iter().cloned().map(Ok));
         head.chain(small).chain(saved).chain(unsaved)
     }
 
@@ -236,23 +236,20 @@ pub fn with_mark(record: Bytes, mark: &Bytes) -> Result<Bytes> {
 }
 
 /// Packs versions as they come.
-fn packed(
-    versions: impl Iterator<Item = std::io::Result<Version>>,
-) -> impl Iterator<Item = std::io::Result<Bytes>> {
-    let mut versions = versions.fuse();
+fn packed<E>(
+    versions: impl Iterator<Item = std::result::Result<Version, E>>,
+) -> impl Iterator<Item = std::result::Result<Bytes, E>> {
+    let (mut versions, mut packing) = (versions.fuse(), Packing::default());
     std::iter::from_fn(move || {
-        let (mut gathered, mut bytes) = (Vec::new(), 0);
-        while bytes < BLOCK_BYTES {
+        while !packing.is_full() {
             match versions.next() {
-                Some(Ok(version)) => {
-                    bytes += version.size();
-                    gathered.push(version);
-                }
+                Some(Ok(version)) => packing.add(&version),
                 Some(Err(error)) => return Some(Err(error)),
                 None => break,
             }
         }
-        (!gathered.is_empty()).then(|| Ok(record(BLOCK, &[&block::encode(&gathered)])))
+        packing.first()?;
+        Some(Ok(record(BLOCK, &[&packing.take()])))
     })
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::block::{self, BLOCK_BYTES, Block, Packing, Version};
+use super::block::{self, Block, Packing, Version};
 use super::defrag::Copy;
 use super::key::Key;
 use super::{NEVER_COMPACTED, Revision, Sealed, Store};
@@ -319,25 +319,6 @@ fn put_block(batch: &mut Batch, packing: &mut Packing) {
     if let Some(first) = packing.first() {
         batch.put(keys::block(first.main, first.sub), packing.take());
     }
-}
-
-/// Cuts versions into blocks of about [`BLOCK_BYTES`].
-pub(super) fn blocks(versions: &[Version]) -> impl Iterator<Item = &[Version]> {
-    let mut rest = versions;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let mut bytes = 0;
-        let mut count = 0;
-        while count < rest.len() && bytes < BLOCK_BYTES {
-            bytes += rest[count].size();
-            count += 1;
-        }
-        let (block, others) = rest.split_at(count);
-        rest = others;
-        Some(block)
-    })
 }
 
 pub(super) fn put_marks(batch: &mut Batch, sealed: &Sealed) {

@@ -3,7 +3,8 @@
 //! One call of `apply` brings a run of committed entries. Each is applied in memory; then the batch is *sealed* with
 //! the shell's mark (the applied log id and the membership), which publishes its revision to readers in one step;
 //! then the applied index is announced to waiting reads, and what changed to those who watch ([`Feed`]); and only then
-//! do proposers get their answers, here, or by way of another member ([`Fates`]). Whoever has an answer, or an event, can therefore read what it says.
+//! do proposers get their answers, those who proposed here and those who handed a command to a leader ([`Fates`]).
+//! Whoever has an answer, or an event, can therefore read what it says.
 //!
 //! The engine (sled) is written behind: a thread of its own commits everything sealed so far, mark included, as one
 //! batch, and reclaims compacted versions in slices. What it lags, the log replays. If it falls too far behind, apply

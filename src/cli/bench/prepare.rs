@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use prost::Message;
+
 use super::super::failed::Failed;
 use super::super::output;
 use super::caller::{Caller, Method, Patience};
@@ -12,9 +16,6 @@ use super::work::Shared;
 use crate::client::ClientError;
 use crate::pb::etcdserverpb::request_op::Request as Op;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse};
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
-use prost::Message;
 
 /// Keys that are written in one transaction, at most: servers take no more than 128.
 const BATCH_KEYS: u64 = 100;
