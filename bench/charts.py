@@ -1,16 +1,19 @@
 """Small line charts as SVG text: panels in a grid, each with a line for each system over the same few points.
 
 Whoever reads one should need no legend and no table: lines are named at their end, and each point tells its value. Where
-two labels would meet, the upper line's go above and the lower line's below. All is drawn on a white sheet of its own, so
-that it reads the same in light and dark pages.
+two labels would meet, the upper line's go above and the lower line's below. Lines over time have more points than could be
+labelled: they have none, and tell their last value behind their name. All is drawn on a white sheet of its own, so that it
+reads the same in light and dark pages.
 """
 
+import itertools
 import math
 from collections import namedtuple
 from xml.sax.saxutils import escape
 
 # `lines`: a list of (x, y) for each name. `ticks`: a text for each x. `is_log`: how x is drawn; y begins at zero.
-Panel = namedtuple("Panel", "title unit lines ticks is_log")
+# `is_dense`: whether lines have too many points to show each.
+Panel = namedtuple("Panel", "title unit lines ticks is_log is_dense", defaults=[False])
 
 SHEET = 960
 COLUMNS = 2
@@ -36,6 +39,9 @@ STYLE = """
     .line.pontoon { stroke: #1d5fd0; } .dot.pontoon, text.pontoon { fill: #1d5fd0; }
     .line.etcd { stroke: #a65e17; } .dot.etcd, text.etcd { fill: #a65e17; }
 """
+# For lines with other names, in pictures that have such: colours, and dashes for those who do not see them.
+OTHERS = (("#1d5fd0", "none"), ("#a65e17", "7 2"), ("#2f7d4f", "2 2"))
+RULE = "    .line.{0} {{ stroke: {1}; stroke-dasharray: {2}; }} text.{0} {{ fill: {1}; }}\n"
 
 
 def short(value):
@@ -65,14 +71,17 @@ class Frame:
         self.top, self.bottom = top + ABOVE, top + PANEL_HEIGHT - BELOW
         self.is_log = panel.is_log
         self.xs = sorted(panel.ticks)
-        highest = max((y for line in panel.lines.values() for _, y in line), default=0)
+        points = [point for line in panel.lines.values() for point in line]
+        within = [*self.xs, *(x for x, _ in points)]
+        self.first, self.last = min(within), max(within)
+        highest = max((y for _, y in points), default=0)
         self.ticks = ticks(highest)
         # Room for the label of the highest point.
         self.highest = highest * 1.16 or 1
 
     def x(self, value):
         place = math.log if self.is_log else float
-        first, last = place(self.xs[0]), place(self.xs[-1])
+        first, last = place(self.first), place(self.last)
         share = (place(value) - first) / (last - first) if last > first else 0.5
         return self.left + INSET + share * (self.right - self.left - 2 * INSET)
 
@@ -105,7 +114,7 @@ def lines(panel, frame):
     for name, line in panel.lines.items():
         points = [(frame.x(x), frame.y(y)) for x, y in line]
         yield tag("polyline", points=" ".join("%.1f,%.1f" % point for point in points), class_="line " + name)
-        for x, y in points:
+        for x, y in points if not panel.is_dense else ():
             if name == "pontoon":
                 yield tag("circle", cx=x, cy=y, r=4, class_="dot " + name)
             else:
@@ -129,7 +138,7 @@ def label_heights(points, bottom):
 
 def labels(panel, frame):
     """The values of all points."""
-    for at in frame.xs:
+    for at in frame.xs if not panel.is_dense else ():
         here = [(frame.y(y), name, y) for name, line in panel.lines.items() for x, y in line if x == at]
         here.sort()
         # The last ones end where the names of the lines begin.
@@ -139,17 +148,40 @@ def labels(panel, frame):
             yield tag("text", short(value), x=frame.x(at) + (shift if is_last else 0), y=y, class_=kind)
 
 
+def apart(heights, least, bottom):
+    """Heights, in order, moved so that each is so far from the next, at least: those that meet share their middle."""
+
+    def middle(group):
+        # All above the axis, too.
+        return min(sum(group) / len(group), bottom - least * (len(group) - 1) / 2)
+
+    def meet(upper, lower):
+        return middle(lower) - middle(upper) < least * (len(upper) + len(lower)) / 2
+
+    groups = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and meet(*groups[-2:]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [middle(group) + least * (at - (len(group) - 1) / 2) for group in groups for at in range(len(group))]
+
+
+def name_of(panel, name):
+    """How a line is called at its end."""
+    said = NAMES.get(name, name)
+    if not panel.is_dense:
+        return said
+    value = short(panel.lines[name][-1][1])
+    # A line that is alone is what the title says.
+    return value if len(panel.lines) == 1 else "%s %s" % (said, value)
+
+
 def names(panel, frame):
     """The names of the lines, at their ends, and apart from each other."""
     ends = sorted((frame.y(line[-1][1]), frame.x(line[-1][0]), name) for name, line in panel.lines.items() if line)
-    heights = [y for y, _, _ in ends]
-    if len(ends) == 2 and heights[1] - heights[0] < TEXT + 3:
-        middle, half = sum(heights) / 2, (TEXT + 3) / 2
-        # Both above the axis, too.
-        middle = min(middle, frame.bottom - half)
-        heights = [middle - half, middle + half]
+    heights = apart([y for y, _, _ in ends], TEXT + 3, frame.bottom)
     for (_, x, name), y in zip(ends, heights):
-        yield tag("text", NAMES.get(name, name), x=x + 10, y=y + 4, class_="name " + name)
+        yield tag("text", name_of(panel, name), x=x + 10, y=y + 4, class_="name " + name)
 
 
 def drawn(panel, left, top):
@@ -160,6 +192,12 @@ def drawn(panel, left, top):
         yield from part(panel, frame)
 
 
+def style(panels):
+    """What all pictures have, and a colour for each line that has none there."""
+    names = dict.fromkeys(name for panel in panels for name in panel.lines if ".line.%s " % name not in STYLE)
+    return STYLE + "".join(RULE.format(name, *look) for name, look in zip(names, itertools.cycle(OTHERS)))
+
+
 def picture(title, below, panels):
     """A sheet with these panels. `below` says under its title what holds for all of them."""
     rows = math.ceil(len(panels) / COLUMNS)
@@ -167,7 +205,7 @@ def picture(title, below, panels):
     parts = [
         tag("title", title, id="t"),
         tag("desc", below, id="d"),
-        "<style>%s</style>" % STYLE,
+        "<style>%s</style>" % style(panels),
         tag("rect", width=SHEET, height=height, rx=10, fill="#fff"),
         tag("text", title, x=14, y=28, class_="head"),
         tag("text", below, x=14, y=47, class_="quiet"),
