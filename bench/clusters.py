@@ -1,4 +1,4 @@
-"""Clusters of either system on this machine, and the client that loads both: what `compare` and `scale` share.
+"""Clusters of either system on this machine, and the client that loads both: what `compare`, `scale` and `soak` share.
 
 Members are processes on loopback ports of their own, with their data on a real disk below target/. Only processes started
 here are ended, by their id; they also end when the script does, however that happens.
@@ -133,6 +133,20 @@ class Cluster:
                 process.wait()
 
 
+def output(command, look=None, every_s=None):
+    """What a command says on both its channels, and how it ends. Meanwhile, again and again, `look` is called."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=die_with_parent) as process:
+        try:
+            while True:
+                try:
+                    return *process.communicate(timeout=every_s), process.returncode
+                except subprocess.TimeoutExpired:
+                    look()
+        finally:
+            process.kill()
+
+
 class Client:
     """pontoon as the client of both."""
 
@@ -142,12 +156,12 @@ class Client:
     def command(self, cluster, *args):
         return [self.binary, *args, "--endpoints", cluster.endpoints]
 
-    def json(self, cluster, *args):
+    def json(self, cluster, *args, **meanwhile):
         command = self.command(cluster, *args, "-w", "json")
-        result = subprocess.run(command, capture_output=True, check=False, preexec_fn=die_with_parent)
-        if result.returncode != 0:
-            raise Failed("%s failed: %s" % (" ".join(command), result.stderr.decode().strip()))
-        return json.loads(result.stdout)
+        out, err, code = output(command, **meanwhile)
+        if code != 0:
+            raise Failed("%s failed: %s" % (" ".join(command), err.decode().strip()))
+        return json.loads(out)
 
     def answers(self, endpoints, *options):
         """Whether a linearizable read is answered."""
@@ -162,9 +176,9 @@ class Client:
                     raise Failed("%s is not ready after %d s" % (cluster.name, limit_s))
                 time.sleep(0.1)
 
-    def bench(self, cluster, workload, keys, value_size, *options):
+    def bench(self, cluster, workload, keys, value_size, *options, **meanwhile):
         common = ["--key-space", str(keys), "--value-size", str(value_size)]
-        return self.json(cluster, "bench", *workload, *common, *options, "--pids", cluster.pids())
+        return self.json(cluster, "bench", *workload, *common, *options, "--pids", cluster.pids(), **meanwhile)
 
     def preload(self, cluster, keys, value_size):
         """Writes all keys, in batches."""
