@@ -39,6 +39,12 @@ impl LogStore {
         LogStore { wal }
     }
 
+    /// The vote that this member holds. One that is being saved counts: nothing is granted by it before it was given to be
+    /// saved here.
+    pub fn vote(&self) -> io::Result<Option<Vote>> {
+        self.wal.vote().map(|vote| decode_vote(&vote)).transpose()
+    }
+
     /// The log id of an entry, or of the place that the log was purged to.
     pub fn log_id_at(&self, index: u64) -> io::Result<Option<LogId>> {
         let purged = self.wal.state().purged.filter(|(upto, _)| *upto == index);
@@ -154,7 +160,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        self.wal.state().vote.map(|vote| decode_vote(&vote)).transpose()
+        self.vote()
     }
 }
 

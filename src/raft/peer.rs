@@ -188,9 +188,9 @@ impl Peer for PeerService {
         request: Request<peer::ConfirmVoteRequest>,
     ) -> Result<Response<peer::ConfirmVoteReply>, Status> {
         self.identity.check(request.into_inner().target)?;
-        let vote = self.replica.vote().await.map_err(stopped)?;
+        let vote = self.replica.vote()?;
         Ok(Response::new(peer::ConfirmVoteReply {
-            vote: Some(to_wire_vote(&vote)),
+            vote: vote.as_ref().map(to_wire_vote),
         }))
     }
 
@@ -264,9 +264,11 @@ impl Peer for PeerService {
         &self,
         request: Request<peer::ReadIndexRequest>,
     ) -> Result<Response<peer::ReadIndexReply>, Status> {
-        self.identity.check(request.into_inner().target)?;
+        let request = request.into_inner();
+        self.identity.check(request.target)?;
+        let asker = (request.asker, request.vote.map(from_wire_vote));
         use peer::read_index_reply::Result as Wire;
-        let result = match self.replica.read_index().await {
+        let result = match self.replica.read_index_for(asker).await {
             Ok(log_id) => Wire::Index(to_wire_log_id(&log_id)),
             Err(refused) => Wire::Refused(refused.to_string()),
         };

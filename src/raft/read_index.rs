@@ -5,13 +5,17 @@
 //! that is, after its fsync: reads queue behind writes. We ask a smaller question instead: *which vote do you hold in
 //! memory?*
 //!
-//! **Why that suffices.** Let the leader hold the committed vote V. A round (1) takes the read index: the larger of
-//! the commit index and the first entry of its term; (2) asks every voter for its vote; (3) succeeds when a quorum,
-//! of each voter set while membership is joint, still holds V. Votes only grow. A leader with V' > V needs a quorum
-//! that held at least V' before it was elected; that quorum shares a voter with ours; that voter answered V, after
-//! the round began. So no newer leader had been elected when the round began, every write that was acknowledged
-//! before it was committed under V or earlier, and our read index covers it. No clock is involved, and no restart can
-//! hurt: votes are on disk before they are granted, so a restarted voter holds no older vote.
+//! **Why that suffices.** Let the leader hold the committed vote V. A round (1) takes the commit index, which counts if
+//! an entry of the leader's own term is committed; (2) asks every voter for its vote; (3) succeeds when a quorum, of each
+//! voter set while membership is joint, holds V. Votes only grow. A leader with V' > V needs a quorum that held at least
+//! V' before it was elected; that quorum shares a voter with ours; that voter answered V, after the round began. So no
+//! newer leader had been elected when the round began, every write that was acknowledged before it was committed under
+//! V or earlier, and our read index covers it. No clock is involved, and no restart can hurt: votes are on disk before
+//! they are granted, so a restarted voter holds no older vote. For the same reason a voter needs not ask openraft which
+//! vote it holds: the log is given each before anything is granted by it ([`LogStore::vote`](super::log_store::LogStore)).
+//!
+//! **A follower's question is half an answer.** It says which vote the follower held, after the reads began that it asks
+//! for. With three voters that and the leader's own make a quorum: the answer is one message there and one back.
 //!
 //! A newer leader under a membership that we do not know of yet must have been elected by a quorum of one that we do,
 //! as joint consensus changes one step at a time; the argument applies to that first leader.
@@ -74,6 +78,7 @@ impl AskVote for Peers {
 /// Runs the rounds. Cheap to clone.
 #[derive(Clone)]
 pub struct Rounds {
+    raft: Raft,
     waiters: mpsc::Sender<Waiter>,
 }
 
@@ -81,8 +86,8 @@ impl Rounds {
     /// Starts the task that runs rounds while reads wait; it ends with the last clone.
     pub fn start(raft: Raft, voters: Arc<impl AskVote>, limit: Duration) -> Self {
         let (waiters, queue) = mpsc::channel(WAITERS);
-        tokio::spawn(run(queue, raft, voters, limit));
-        Rounds { waiters }
+        tokio::spawn(run(queue, raft.clone(), voters, limit));
+        Rounds { raft, waiters }
     }
 
     /// The index that a read which begins now must see applied.
@@ -90,6 +95,19 @@ impl Rounds {
         let (tx, rx) = oneshot::channel();
         self.waiters.send(tx).await.map_err(|_| ReadIndexError::Stopped)?;
         rx.await.map_err(|_| ReadIndexError::Stopped)?
+    }
+
+    /// The same for another member, which told the vote that it held after its reads began. With three voters that makes a
+    /// quorum, and nobody else is asked.
+    pub async fn read_index_for(&self, (asker, vote): (u64, Option<Vote>)) -> Result<LogId, ReadIndexError> {
+        let standing = standing(&self.raft).await?;
+        let both = BTreeSet::from([*self.raft.node_id(), asker]);
+        match standing.committed {
+            Some(committed) if holds(vote, standing.vote) && is_quorum(&standing.voters, &both) => {
+                Ok(committed)
+            }
+            _ => self.read_index().await,
+        }
     }
 }
 
@@ -112,29 +130,27 @@ async fn run(mut queue: mpsc::Receiver<Waiter>, raft: Raft, voters: Arc<impl Ask
 /// What the leader holds when a round begins.
 struct Standing {
     vote: Vote,
+    /// The commit index; none before an entry of this leader's own is committed, as earlier leaders' may lack it.
+    committed: Option<LogId>,
     voters: Vec<BTreeSet<u64>>,
     nodes: Vec<(u64, Node)>,
 }
 
 async fn round(raft: &Raft, voters: &impl AskVote, limit: Duration) -> Result<LogId, ReadIndexError> {
     let standing = standing(raft).await?;
-    // Used as a cheap getter of the read index: that we still lead is confirmed below, not by its clock.
-    let read = match raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
-        Ok(linearizer) => *linearizer.read_log_id().log_id(),
-        Err(_) => return by_heartbeats(raft).await,
-    };
-    match confirmed(raft, voters, &standing, limit).await {
-        true => Ok(read),
-        false => by_heartbeats(raft).await,
+    match standing.committed {
+        Some(committed) if confirmed(*raft.node_id(), voters, &standing, limit).await => Ok(committed),
+        _ => by_heartbeats(raft).await,
     }
 }
 
 async fn standing(raft: &Raft) -> Result<Standing, ReadIndexError> {
     let me = *raft.node_id();
-    let (vote, membership) = raft
+    let (vote, committed, membership) = raft
         .with_raft_state(|state| {
             (
                 *state.vote_ref(),
+                state.cluster_committed().max(state.local_committed()).copied(),
                 state.membership_state.effective().membership().clone(),
             )
         })
@@ -154,12 +170,16 @@ async fn standing(raft: &Raft) -> Result<Standing, ReadIndexError> {
         .filter(|(id, _)| is_voter(id))
         .map(|(id, node)| (*id, node.clone()))
         .collect();
-    Ok(Standing { vote, voters, nodes })
+    Ok(Standing {
+        committed: committed.filter(|committed| committed.leader_id == vote.leader_id),
+        vote,
+        voters,
+        nodes,
+    })
 }
 
 /// Whether a quorum still holds the leader's vote.
-async fn confirmed(raft: &Raft, voters: &impl AskVote, standing: &Standing, limit: Duration) -> bool {
-    let me = *raft.node_id();
+async fn confirmed(me: u64, voters: &impl AskVote, standing: &Standing, limit: Duration) -> bool {
     let mut agreeing = BTreeSet::from([me]);
     if is_quorum(&standing.voters, &agreeing) {
         return true;
@@ -171,21 +191,19 @@ async fn confirmed(raft: &Raft, voters: &impl AskVote, standing: &Standing, limi
         .map(|(id, node)| async move { (*id, voters.vote_of(*id, node, limit).await) })
         .collect();
     while let Some((id, vote)) = asks.next().await {
-        if vote == Some(standing.vote) {
+        if holds(vote, standing.vote) {
             agreeing.insert(id);
         }
         if is_quorum(&standing.voters, &agreeing) {
-            return still_holds(raft, standing.vote).await;
+            return true;
         }
     }
     false
 }
 
-/// The leader's own vote counts towards the quorum, so it is looked at within the round too.
-async fn still_holds(raft: &Raft, vote: Vote) -> bool {
-    raft.with_raft_state(|state| *state.vote_ref())
-        .await
-        .is_ok_and(|now| now == vote)
+/// Whether a voter's vote is the leader's: it may have granted it, and not heard yet that it was elected.
+fn holds(vote: Option<Vote>, leaders: Vote) -> bool {
+    vote.is_some_and(|vote| vote.leader_id == leaders.leader_id)
 }
 
 /// A majority of every voter set.

@@ -25,7 +25,7 @@ use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
-use super::entry::{LeaderId, from_wire_log_id, leader_id};
+use super::entry::{LeaderId, from_wire_log_id, leader_id, to_wire_vote};
 use super::fates::{Fates, fate_of, propose_as};
 use super::feed::Feed;
 use super::identity::Identity;
@@ -548,6 +548,16 @@ impl Replica {
         self.inner.rounds.read_index().await
     }
 
+    /// The same, for another member, which told the vote that it held when it asked.
+    pub async fn read_index_for(&self, asker: (u64, Option<Vote>)) -> Result<LogId, ReadIndexError> {
+        self.inner.rounds.read_index_for(asker).await
+    }
+
+    /// The vote that this member holds, be it on disk yet or not.
+    pub fn vote(&self) -> io::Result<Option<Vote>> {
+        self.inner.log.vote()
+    }
+
     /// Hands a change of the membership to the leader.
     pub async fn forward_change(
         &self,
@@ -580,6 +590,8 @@ impl Replica {
         use peer::read_index_reply::Result as Wire;
         let request = peer::ReadIndexRequest {
             target: Some(self.inner.peers.target(leader)),
+            asker: self.inner.identity.member_id(),
+            vote: self.vote()?.as_ref().map(to_wire_vote),
         };
         let mut client = self.inner.peers.client(leader, node, Purpose::Control)?;
         match within(limit, client.read_index(request)).await?.result {
@@ -664,15 +676,6 @@ impl Replica {
     /// What is applied, as it happens; for one listener.
     pub fn feed(&self) -> &Feed {
         &self.inner.feed
-    }
-
-    /// The vote that this member holds in memory.
-    pub async fn vote(&self) -> Result<Vote, String> {
-        self.inner
-            .raft
-            .with_raft_state(|state| *state.vote_ref())
-            .await
-            .map_err(|fatal| fatal.to_string())
     }
 
     /// The leader that this member knows of, with its place in the membership.
@@ -977,19 +980,15 @@ pub(super) async fn next_change<T: Send + Sync>(mut watched: WatchReceiverOf<Typ
     let _ = watched.changed().await;
 }
 
-/// Reports when openraft's core stops by itself.
+/// Reports when openraft's core stops by itself: then its channels close.
 async fn watch_core(raft: Raft, failure: Failure) {
-    let mut metrics = raft.metrics();
-    loop {
-        let state = metrics.borrow_watched().running_state.clone();
-        match state {
-            Err(openraft::errors::Fatal::Stopped) => return,
-            Err(fatal) => return failure.report(format!("raft stopped: {fatal}")),
-            Ok(()) => {}
-        }
-        if metrics.changed().await.is_err() {
-            return;
-        }
+    // That of the server changes seldom; the others change with every entry.
+    let mut changes = raft.server_metrics();
+    while changes.changed().await.is_ok() {}
+    let state = raft.metrics().borrow_watched().running_state.clone();
+    match state {
+        Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
+        Err(fatal) => failure.report(format!("raft stopped: {fatal}")),
     }
 }
 

@@ -74,7 +74,8 @@ impl Replica {
         let prepared = prepared.await.map_err(|error| error.to_string())?;
         let snapshot = prepared.map_err(|error| format!("cannot use the restored state: {error}"))?;
         // Above what this member may have voted for while it was blank.
-        let term = TERM.max(self.vote().await?.leader_id.term + 1);
+        let voted = self.vote().map_err(|error| error.to_string())?;
+        let term = TERM.max(voted.map_or(0, |vote| vote.leader_id.term + 1));
         let vote = Vote::new_committed(term, NOBODY);
         let installed = self.raft().install_full_snapshot(vote, snapshot).await;
         installed.map(drop).map_err(|fatal| fatal.to_string())

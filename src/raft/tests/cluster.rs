@@ -51,7 +51,7 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Who is there, and which links are cut.
 pub struct Network {
-    rafts: Mutex<BTreeMap<u64, (Raft, SimFs)>>,
+    peers: Mutex<BTreeMap<u64, Peer>>,
     cut: Mutex<BTreeSet<(u64, u64)>>,
     /// Answers to questions for votes wait while this is true.
     hold_questions: watch::Sender<bool>,
@@ -64,7 +64,7 @@ pub struct Network {
 impl Default for Network {
     fn default() -> Self {
         Network {
-            rafts: Mutex::default(),
+            peers: Mutex::default(),
             cut: Mutex::default(),
             hold_questions: watch::channel(false).0,
             questions_cross: AtomicBool::default(),
@@ -106,8 +106,8 @@ impl Network {
 
     /// Who runs now.
     pub fn rafts(&self) -> Vec<Raft> {
-        let rafts = self.rafts.lock().expect("sound");
-        rafts.values().map(|(raft, _)| raft.clone()).collect()
+        let peers = self.peers.lock().expect("sound");
+        peers.values().map(|peer| peer.raft.clone()).collect()
     }
 
     /// Holds the questions for votes back, or lets them through.
@@ -115,16 +115,24 @@ impl Network {
         self.hold_questions.send_replace(hold);
     }
 
-    fn reach(&self, from: u64, to: u64) -> Result<(Raft, SimFs), Unreachable<Types>> {
+    fn reach(&self, from: u64, to: u64) -> Result<Peer, Unreachable<Types>> {
         if self.cut.lock().expect("sound").contains(&(from, to)) {
             return Err(Unreachable::from_string("the link is cut"));
         }
-        let rafts = self.rafts.lock().expect("sound");
-        rafts
+        let peers = self.peers.lock().expect("sound");
+        peers
             .get(&to)
             .cloned()
             .ok_or_else(|| Unreachable::from_string("nobody is there"))
     }
+}
+
+/// What the network reaches of a member.
+#[derive(Clone)]
+struct Peer {
+    raft: Raft,
+    disk: SimFs,
+    log: LogStore,
 }
 
 /// What one member sees of the network.
@@ -157,7 +165,7 @@ impl Link {
         &self,
         call: impl AsyncFnOnce(Raft) -> Result<T, E>,
     ) -> Result<T, RPCError<Types>> {
-        let (raft, _) = self.network.reach(self.me, self.target)?;
+        let Peer { raft, .. } = self.network.reach(self.me, self.target)?;
         let answer = call(raft).await;
         self.network.reach(self.target, self.me)?;
         answer.map_err(|error| RPCError::Unreachable(Unreachable::from_string(error.to_string())))
@@ -199,7 +207,7 @@ impl RaftNetworkV2<Types> for Link {
         _: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let unreachable = |error: String| StreamingError::Unreachable(Unreachable::from_string(error));
-        let (raft, disk) = self.network.reach(self.me, self.target)?;
+        let Peer { raft, disk, .. } = self.network.reach(self.me, self.target)?;
         let sent = snapshot
             .snapshot
             .copy_to(&(Arc::new(disk) as Arc<dyn Fs>), &received())
@@ -229,11 +237,11 @@ impl AskVote for Questions {
         network.questions.send_modify(|asked| *asked += 1);
         let mut held = network.hold_questions.subscribe();
         held.wait_for(|held| !held).await.ok()?;
-        let raft = match network.questions_cross.load(Ordering::Relaxed) {
-            true => network.rafts.lock().expect("sound").get(&id)?.0.clone(),
-            false => network.reach(*me, id).ok()?.0,
+        let peer = match network.questions_cross.load(Ordering::Relaxed) {
+            true => network.peers.lock().expect("sound").get(&id)?.clone(),
+            false => network.reach(*me, id).ok()?,
         };
-        raft.with_raft_state(|state| *state.vote_ref()).await.ok()
+        peer.log.vote().expect("readable")
     }
 }
 
@@ -244,6 +252,7 @@ pub struct Member {
     pub fates: Arc<Fates>,
     pub disk: SimFs,
     pub rounds: Rounds,
+    pub log: LogStore,
     wal: Wal,
 }
 
@@ -307,12 +316,16 @@ impl Cluster {
             network: self.network.clone(),
             me: id,
         };
-        let raft = Raft::new(id, Arc::new(config), links(), log, machine)
+        let raft = Raft::new(id, Arc::new(config), links(), log.clone(), machine)
             .await
             .expect("raft starts");
         raft.runtime_config().elect(self.elect);
-        let mut rafts = self.network.rafts.lock().expect("sound");
-        rafts.insert(id, (raft.clone(), disk.clone()));
+        let peer = Peer {
+            raft: raft.clone(),
+            disk: disk.clone(),
+            log: log.clone(),
+        };
+        self.network.peers.lock().expect("sound").insert(id, peer);
         let rounds = Rounds::start(
             raft.clone(),
             Arc::new(Questions(links())),
@@ -324,6 +337,7 @@ impl Cluster {
             fates,
             disk,
             rounds,
+            log,
             wal,
         }
     }
@@ -331,7 +345,7 @@ impl Cluster {
     /// Takes a member's power away: of what it had not synced, its disk keeps what `keeps` says. Starts it again.
     pub async fn lose_power(&mut self, id: u64, keeps: impl FnMut(&DiskOp) -> bool) {
         let member = &self.members[id as usize];
-        self.network.rafts.lock().expect("sound").remove(&id);
+        self.network.peers.lock().expect("sound").remove(&id);
         let disk = member.disk.lose_power(keeps);
         // Its core stops as the disk answers no more.
         let _ = member.raft.shutdown().await;

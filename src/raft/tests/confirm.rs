@@ -6,8 +6,8 @@ use std::time::Duration;
 use openraft::ReadPolicy;
 
 use super::cluster::{Cluster, until};
-use crate::raft::LogId;
 use crate::raft::read_index::ReadIndexError;
+use crate::raft::{LogId, Vote};
 
 const ELECTION: Duration = Duration::from_millis(500);
 
@@ -70,6 +70,45 @@ async fn a_leader_that_was_cut_off_and_replaced_is_not_confirmed() {
         read.is_ok_and(|at| at.index >= new.index),
         "the new one is confirmed"
     );
+}
+
+/// A follower that asks says which vote it holds: with the leader's own that makes a quorum of three.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_asks_confirms_the_leader_by_its_own_vote() {
+    let cluster = led_by_0(ELECTION).await;
+    let acknowledged = cluster.must_put(0, "acknowledged").await;
+    // Nobody else could answer.
+    cluster.network.hold_questions(true);
+    let asked = cluster.members[0].rounds.read_index_for(asker(&cluster, 1)).await;
+    assert!(asked.is_ok_and(|at| at.index >= acknowledged.index));
+    assert_eq!(*cluster.network.questions.borrow(), 0);
+    // A stranger's vote is none.
+    cluster.network.hold_questions(false);
+    let (_, vote) = asker(&cluster, 1);
+    let asked = cluster.members[0].rounds.read_index_for((7, vote)).await;
+    assert!(asked.is_ok_and(|at| at.index >= acknowledged.index));
+    assert!(*cluster.network.questions.borrow() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_turned_to_another_leader_does_not_confirm_the_former() {
+    let cluster = led_by_0(ELECTION).await;
+    let new = replace_0_by_1(&cluster).await;
+    for other in [1, 2] {
+        let asked = cluster.members[0]
+            .rounds
+            .read_index_for(asker(&cluster, other))
+            .await;
+        assert!(asked.is_err());
+    }
+    let asked = cluster.members[1].rounds.read_index_for(asker(&cluster, 2)).await;
+    assert!(asked.is_ok_and(|at| at.index >= new.index));
+}
+
+/// A member as it would ask now.
+fn asker(cluster: &Cluster, id: u64) -> (u64, Option<Vote>) {
+    let vote = cluster.members[id as usize].log.vote().expect("readable");
+    (id, vote)
 }
 
 /// It stands still between the moment when it looked at its state and the moment when its questions are answered.

@@ -311,6 +311,11 @@ impl Wal {
         });
     }
 
+    /// The last vote given to be saved, whether or not it is on disk yet.
+    pub fn vote(&self) -> Option<Bytes> {
+        self.shared.lock().vote.clone()
+    }
+
     /// Saves the vote; `done` is called when it is on disk.
     pub fn save_vote(&self, vote: Bytes, done: Done) {
         let mut index = self.shared.lock();
