@@ -38,15 +38,15 @@ RUN = {
 }
 
 
-def member(mib):
-    bytes_ = int(mib * (1 << 20))
-    return {"VmRSS": 2 * bytes_, "RssAnon": bytes_, "RssShmem": 0, "disk": 500 << 20, "open_files": 70, "threads": 12}
+def member(mib, files):
+    own = int(mib * (1 << 20))
+    return {"VmRSS": 2 * own, "RssAnon": own, "RssShmem": 0, "disk": 500 << 20, "open_files": files, "threads": 12}
 
 
-def window(number, mib=200.0, p99=4.0, errors=None, not_started=0, phase=soak.SOAK):
+def window(number, mib=200.0, files=70, p99=4.0, errors=None, not_started=0, phase=soak.SOAK):
     """The one that ends so many minutes after the beginning. The last of its three samples is an outlier."""
     at_s = 60.0 * number
-    members = lambda factor: {name: member(mib * factor) for name in ("m1", "m2", "m3")}
+    members = lambda factor: {name: member(mib * factor, files) for name in ("m1", "m2", "m3")}
     return {
         "phase": phase,
         "at_s": at_s,
@@ -118,6 +118,11 @@ class Script(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertIn("| 202 · 202 · 202 | 218 · 218 · 218 | +9.5 · +9.5 · +9.5 | 5 | **grows** |", text)
 
+    def test_a_file_for_each_window_fails_the_run_and_a_few_do_not(self):
+        for more, told in ((60, "**grows**"), (9, "steady")):
+            code, text = self.run_with(hour(files=lambda hours: 70 + more * hours), "--markdown")
+            self.assertEqual((code, told in self.row(text, "open files")), (int(more == 60), True))
+
     def test_latency_that_drifts_fails_the_run_unless_the_bound_allows_it(self):
         windows = hour(p99=lambda hours: 4 + hours)
         code, text = self.run_with(windows, "--markdown")
@@ -186,7 +191,7 @@ class Slope(unittest.TestCase):
         self.assertAlmostEqual(soak.slope([(x / 60, 200 + 50 * (x % 2)) for x in range(60)]), 0)
 
     def test_one_point_has_none(self):
-        self.assertEqual(soak.trend([60], [5.0]), soak.Trend(5.0, 5.0, 0.0))
+        self.assertEqual(soak.trend([60], [5.0]), soak.Trend(5.0, 5.0, 0.0, 0.0))
 
     def test_what_is_always_zero_has_none(self):
         self.assertEqual(soak.trend([60, 120], [0, 0]).slope, 0)
