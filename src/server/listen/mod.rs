@@ -27,7 +27,6 @@ use tokio_util::either::Either;
 
 use self::authority::Lenient;
 use self::together::{Begun, Together};
-use super::Tasks;
 use super::bind::Socket;
 use crate::config::Connections;
 use crate::tls::{CommonName, ServerStream, ServerTls};
@@ -89,6 +88,9 @@ pub const BETWEEN_MEMBERS: Connections = Connections {
     ping_interval: Duration::from_secs(10),
     ping_timeout: Duration::from_secs(20),
 };
+
+/// What serves; it ends when it is told to, and has drained.
+pub(super) type Tasks = Vec<tokio::task::JoinHandle<()>>;
 
 /// Serves on all sockets until `stopping`; each task then ends when its last request did.
 pub fn serve<B>(
