@@ -35,12 +35,13 @@ def open_files(pid):
 
 
 def on_disk(directory):
-    """Bytes that the files below it take."""
-    total = 0
+    """Bytes that the files below it take; one that has two names counts once."""
+    taken = {}
     for place, _, files in os.walk(directory):
         for file in files:
             try:
-                total += os.lstat(os.path.join(place, file)).st_blocks * 512
+                found = os.lstat(os.path.join(place, file))
+                taken[found.st_dev, found.st_ino] = found.st_blocks * 512
             except FileNotFoundError:
                 pass
-    return total
+    return sum(taken.values())

@@ -20,6 +20,7 @@ from test_scale import load
 
 import charts
 import clusters
+import processes
 
 soak = load("soak")
 
@@ -255,6 +256,17 @@ class Names(unittest.TestCase):
         panel = charts.Panel("p99", "ms", lines, {0: "0", 1: "1"}, False, True)
         sheet = charts.picture("t", "b", [panel])
         self.assertTrue(re.search(r'class="name pontoon">4.5<', sheet))
+
+
+class OnDisk(unittest.TestCase):
+    def test_a_file_with_two_names_counts_once(self):
+        with tempfile.TemporaryDirectory() as directory:
+            one = Path(directory) / "one"
+            one.write_bytes(b"x" * 100_000)
+            alone = processes.on_disk(directory)
+            self.assertGreaterEqual(alone, 100_000)
+            os.link(str(one), str(Path(directory) / "two"))
+            self.assertEqual(processes.on_disk(directory), alone)
 
 
 if __name__ == "__main__":
