@@ -12,7 +12,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use super::{Revision, pair};
+use super::Revision;
+use super::pair::{self, Skimmed};
 use crate::pb::mvccpb::KeyValue;
 use crate::storage::{Error, Result};
 
@@ -58,7 +59,7 @@ impl Version {
 /// What stands before a version's pair.
 fn read_head(bytes: &mut Bytes) -> Result<(Revision, bool)> {
     if bytes.len() < HEAD {
-        return Err(corrupt("a version is cut short"));
+        return Err(cut_short());
     }
     let (main, sub) = (bytes.get_i64_le(), bytes.get_u32_le());
     Ok((Revision { main, sub }, bytes.get_u8() != 0))
@@ -148,16 +149,27 @@ impl Block {
     }
 
     fn encoded(&self, at: usize) -> Result<Bytes> {
-        let (from, to) = (self.offset(at), self.offset(at + 1));
-        if from > to || to > self.body.len() {
-            return Err(corrupt("a block's offsets are out of order"));
-        }
-        Ok(self.body.slice(from..to))
+        Ok(self.body.slice_ref(self.slice(at)?))
+    }
+
+    fn slice(&self, at: usize) -> Result<&[u8]> {
+        let found = self.body.get(self.offset(at)..self.offset(at + 1));
+        found.ok_or_else(|| corrupt("a block's offsets are out of order"))
     }
 
     /// All versions, in order.
     pub fn versions(&self) -> impl Iterator<Item = Result<Version>> + '_ {
         (0..self.len()).map(|at| self.get(at))
+    }
+
+    /// All versions, in order, without a copy of their pairs: when each came to be, and the pair.
+    pub fn skim(&self) -> impl Iterator<Item = Result<(Revision, Skimmed<'_>)>> {
+        (0..self.len()).map(|at| {
+            let (mut head, pair) = self.slice(at)?.split_at_checked(HEAD).ok_or_else(cut_short)?;
+            let (main, sub) = (head.get_i64_le(), head.get_u32_le());
+            let pair = pair::skim(pair).ok_or_else(|| corrupt("a version is no pair"))?;
+            Ok((Revision { main, sub }, pair))
+        })
     }
 
     /// The version of a revision.
@@ -173,6 +185,10 @@ impl Block {
         }
         Ok(None)
     }
+}
+
+fn cut_short() -> Error {
+    corrupt("a version is cut short")
 }
 
 fn corrupt(what: &str) -> Error {
@@ -206,6 +222,13 @@ mod tests {
         assert_eq!(
             block.versions().collect::<Result<Vec<_>>>().expect("whole"),
             versions
+        );
+        let skimmed = block.skim().map(|skimmed| skimmed.expect("whole"));
+        let expected = versions.iter().map(|version| (version.revision, &version.kv));
+        assert!(
+            skimmed
+                .map(|(at, pair)| (at, pair.key, pair.value))
+                .eq(expected.map(|(at, kv)| (at, &kv.key[..], &kv.value[..])))
         );
         for version in &versions {
             assert_eq!(

@@ -43,6 +43,22 @@ impl Chunk {
         }
     }
 
+    /// Of keys in order, at most [`FULL`].
+    pub(super) fn of_sorted(keys: Vec<(&[u8], History)>) -> Chunk {
+        let prefix = match &keys[..] {
+            [(first, _), .., (last, _)] => &first[..alike(first, last)],
+            [(one, _)] => one,
+            [] => &[],
+        };
+        Chunk {
+            prefix: prefix.into(),
+            items: keys
+                .into_iter()
+                .map(|(key, history)| (Key::from(&key[prefix.len()..]), history))
+                .collect(),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.items.len()
     }

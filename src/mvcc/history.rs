@@ -16,7 +16,6 @@
 //! Most keys have one version, and no lease: it is kept in place.
 
 use super::Revision;
-use super::block::Version;
 use crate::pb::mvccpb::KeyValue;
 
 /// A version without its value.
@@ -33,16 +32,6 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Of a stored version.
-    pub fn of(version: &Version) -> Meta {
-        Meta {
-            revision: version.revision,
-            create_revision: version.kv.create_revision,
-            version: version.kv.version,
-            lease: version.kv.lease,
-        }
-    }
-
     /// Of a deletion.
     pub fn tombstone(revision: Revision) -> Meta {
         Meta {

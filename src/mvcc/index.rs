@@ -16,9 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Bounds;
-use super::chunk::Chunk;
-#[cfg(test)]
-use super::chunk::FULL;
+use super::chunk::{Chunk, FULL};
 use super::history::History;
 use super::key::{Key, Name};
 
@@ -40,6 +38,28 @@ impl Default for Index {
 }
 
 impl Index {
+    /// Of keys in order, each once, with their past: all chunks are full, but for the last.
+    pub fn of<'a>(keys: impl Iterator<Item = (&'a [u8], History)>) -> Index {
+        let (mut keys, mut chunks, mut len) = (keys.peekable(), Vec::new(), 0);
+        while let Some((first, _)) = keys.peek() {
+            let first = if len == 0 {
+                Key::default()
+            } else {
+                Key::from(*first)
+            };
+            let chunk = Chunk::of_sorted(keys.by_ref().take(FULL).collect());
+            len += chunk.len();
+            chunks.push((first, chunk));
+        }
+        match len {
+            0 => Index::default(),
+            _ => Index {
+                chunks: chunks.into_iter().collect(),
+                len,
+            },
+        }
+    }
+
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.len

@@ -9,7 +9,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::attached::Attached;
 use super::block::{Block, Packing, Version};
 use super::cache::Cache;
+use super::gather::Gathered;
 use super::history::Meta;
+use super::pair::Skimmed;
 use super::save::{decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
 use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
@@ -103,11 +105,15 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
         mark: mark.clone(),
         unsaved: false,
     };
+    let mut gathered = Gathered::default();
     for pair in engine.scan(keys::blocks()) {
-        for version in Block::parse(pair?.1)?.versions() {
-            index(inner, &version?)?;
+        for version in Block::parse(pair?.1)?.skim() {
+            let (at, pair) = version?;
+            gather(inner, &mut gathered, at, &pair)?;
         }
     }
+    inner.index = gathered.index();
+    drop(gathered);
     inner.attached = Attached::of(&inner.index);
     for range in keys::records() {
         for pair in engine.scan(range) {
@@ -118,14 +124,20 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
     Ok(())
 }
 
-fn index(inner: &mut Inner, version: &Version) -> Result<()> {
-    if version.revision.main > inner.revision || version.revision <= inner.saved {
+fn gather(inner: &mut Inner, gathered: &mut Gathered, revision: Revision, pair: &Skimmed<'_>) -> Result<()> {
+    if revision.main > inner.revision || revision <= inner.saved {
         return Err(corrupt("versions are not in revision order"));
     }
-    inner.saved = version.revision;
-    inner.evicted = version.revision;
-    inner.bytes += (version.kv.key.len() + version.kv.value.len()) as u64;
-    inner.push(&version.kv.key, version.revision.main, |_| Meta::of(version));
+    inner.saved = revision;
+    inner.evicted = revision;
+    inner.bytes += (pair.key.len() + pair.value.len()) as u64;
+    let meta = Meta {
+        revision,
+        create_revision: pair.create_revision,
+        version: pair.version,
+        lease: pair.lease,
+    };
+    gathered.add(pair.key, meta);
     Ok(())
 }
 

@@ -10,7 +10,7 @@
 //!            put a=1    put b=1    del a · put c=1   a view at 3 sees a=1 b=1, whatever comes later
 //! ```
 //!
-//! **Where things are.** The [`index`] (key → [`history`]) is in memory, built by a scan at open. Values are in *versions*:
+//! **Where things are.** The [`index`] (key → [`history`]) is in memory, built by a scan at open ([`gather`]). Values are in *versions*:
 //! the newest in memory, the rest in the engine, packed in [`block`]s by revision; [`loading`] finds them. [`save`] moves
 //! them from one to the other, behind the writer's back, and reclaims what compaction freed; [`defrag`] gives the disk its
 //! space back. [`attached`] finds the keys of a lease.
@@ -27,6 +27,7 @@ mod cache;
 mod changes;
 mod chunk;
 mod defrag;
+mod gather;
 pub mod history;
 mod index;
 mod key;

@@ -4,7 +4,9 @@
 //! thousand pairs that were written at different times it takes as long as copying them.
 
 use bytes::{BufMut, BytesMut};
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, int64};
+use prost::encoding::{
+    WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint, int64,
+};
 
 use crate::pb::mvccpb::KeyValue;
 
@@ -33,6 +35,45 @@ pub fn encode_field(tag: u32, pair: &KeyValue, out: &mut BytesMut) {
     encode_key(tag, WireType::LengthDelimited, out);
     encode_varint(length(pair) as u64, out);
     encode(pair, out);
+}
+
+/// A pair as it is encoded, without a copy.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Skimmed<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// Main revision of the put that began its generation.
+    pub create_revision: i64,
+    /// Puts in its generation.
+    pub version: i64,
+    /// The lease that it is attached to, 0 for none.
+    pub lease: i64,
+}
+
+/// Reads what [`encode`] wrote; nothing if that is not what it is.
+pub fn skim(mut bytes: &[u8]) -> Option<Skimmed<'_>> {
+    let mut found = Skimmed::default();
+    while !bytes.is_empty() {
+        let (tag, kind) = decode_key(&mut bytes).ok()?;
+        let number = decode_varint(&mut bytes).ok()?;
+        let mut taken = || {
+            let (taken, rest) = bytes.split_at_checked(usize::try_from(number).ok()?)?;
+            bytes = rest;
+            Some(taken)
+        };
+        match (tag, kind) {
+            (KEY, WireType::LengthDelimited) => found.key = taken()?,
+            (VALUE, WireType::LengthDelimited) => found.value = taken()?,
+            (CREATE_REVISION, WireType::Varint) => found.create_revision = number as i64,
+            (MOD_REVISION, WireType::Varint) => {}
+            (VERSION, WireType::Varint) => found.version = number as i64,
+            (LEASE, WireType::Varint) => found.lease = number as i64,
+            _ => return None,
+        }
+    }
+    Some(found)
 }
 
 fn encode_bytes(tag: u32, bytes: &[u8], out: &mut BytesMut) {
@@ -88,6 +129,17 @@ mod tests {
                 let (mut alone, mut within) = (BytesMut::new(), BytesMut::new());
                 encode(&pair, &mut alone);
                 assert_eq!(alone, pair.encode_to_vec());
+                let skimmed = Skimmed {
+                    key: &pair.key,
+                    value: &pair.value,
+                    create_revision: pair.create_revision,
+                    version: pair.version,
+                    lease: pair.lease,
+                };
+                assert_eq!(skim(&alone), Some(skimmed));
+                if !pair.value.is_empty() {
+                    assert_eq!(skim(&alone[..pair.key.len() + 40.min(pair.value.len())]), None);
+                }
                 assert!(alone.len() <= HEAD + pair.key.len() + pair.value.len());
                 encode_field(2, &pair, &mut within);
                 let response = RangeResponse {
