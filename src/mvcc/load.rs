@@ -14,7 +14,7 @@ use super::history::Meta;
 use super::pair::Skimmed;
 use super::save::{decode_mark, encode_mark, put_marks};
 use super::{Inner, Options, Revision, Sealed, Store, View};
-use crate::storage::{Batch, Engine, Error, Pair, Result, keys};
+use crate::storage::{Batch, Engine, Error, Lent, Names, Pair, Place, Result, keys};
 
 /// Versions put into the engine in one batch while loading a snapshot.
 const LOAD_BATCH: usize = 4 << 20;
@@ -145,6 +145,14 @@ const HEAD: u8 = b'h';
 const RECORD: u8 = b'r';
 const BLOCK: u8 = b'b';
 
+/// A record of a snapshot, or where most of it lies.
+pub enum Piece {
+    /// A record.
+    Whole(Bytes),
+    /// A record that is this byte, and behind it the value at a place.
+    Apart(u8, Place),
+}
+
 /// A store to be put into a snapshot, record by record.
 pub struct SnapshotSource {
     sealed: Sealed,
@@ -190,32 +198,62 @@ impl SnapshotSource {
         all.filter(|version| version.as_ref().map_or(true, |version| self.view.keeps(version)))
     }
 
-    /// The records: a head, the small records, then blocks of versions in revision order.
+    /// The records, all of them whole.
+    #[cfg(test)]
     pub fn records(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
-        let head = std::iter::once(Ok(self.head()));
-        let small = self
-            .records
-            .iter()
-            .map(|(key, value)| Ok(small_record(key, value)));
         let saved = self
             .engine
             .scan(keys::blocks())
             .filter_map(|pair| self.wanted(pair).transpose())
             .map(|block| Ok(record(BLOCK, &[&block?])));
-        let unsaved = packed(self.unsaved.iter().cloned().map(Ok));
-        head.chain(small).chain(saved).chain(unsaved)
+        self.heads().map(Ok).chain(saved).chain(self.tail())
+    }
+
+    /// The records: a head, the small records, then blocks of versions in revision order. Large blocks are not copied:
+    /// the engine lends their files, under these names.
+    pub fn pieces<'a>(&'a self, names: &Names<'_>) -> Result<impl Iterator<Item = Result<Piece>> + use<'a>> {
+        let lent = self.engine.lend(keys::blocks(), names)?;
+        let saved = lent.into_iter().filter_map(|pair| self.piece(pair).transpose());
+        let tail = self.tail().map(|record| record.map(Piece::Whole));
+        Ok(self
+            .heads()
+            .map(|record| Ok(Piece::Whole(record)))
+            .chain(saved)
+            .chain(tail))
+    }
+
+    /// What stands before the blocks.
+    fn heads(&self) -> impl Iterator<Item = Bytes> + '_ {
+        let small = self.records.iter().map(|(key, value)| small_record(key, value));
+        std::iter::once(self.head()).chain(small)
+    }
+
+    /// Blocks of what is not in the engine.
+    fn tail(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
+        packed(self.unsaved.iter().cloned().map(Ok))
     }
 
     fn head(&self) -> Bytes {
         head(self.sealed.revision, self.sealed.compacted, &self.sealed.mark)
     }
 
-    /// Blocks saved since the snapshot began are in `unsaved`.
     fn wanted(&self, pair: Result<Pair>) -> Result<Option<Bytes>> {
         let (key, bytes) = pair?;
-        let (main, sub) = keys::parse_block(&key).ok_or_else(|| corrupt("a block has a strange key"))?;
-        let wanted = Revision { main, sub } <= self.saved;
-        Ok(wanted.then_some(bytes))
+        Ok(self.wants(&key)?.then_some(bytes))
+    }
+
+    fn piece(&self, (key, lent): (Bytes, Lent)) -> Result<Option<Piece>> {
+        let piece = match lent {
+            Lent::Value(block) => Piece::Whole(record(BLOCK, &[&block])),
+            Lent::At(place) => Piece::Apart(BLOCK, place),
+        };
+        Ok(self.wants(&key)?.then_some(piece))
+    }
+
+    /// Blocks saved since the snapshot began are in `unsaved`.
+    fn wants(&self, key: &[u8]) -> Result<bool> {
+        let (main, sub) = keys::parse_block(key).ok_or_else(|| corrupt("a block has a strange key"))?;
+        Ok(Revision { main, sub } <= self.saved)
     }
 }
 

@@ -58,7 +58,7 @@ use crate::storage::{Engine, Result};
 pub use block::Version;
 pub use changes::Changes;
 pub use defrag::Defragmented;
-pub use load::{SnapshotSource, records_of, small_record, with_mark};
+pub use load::{Piece, SnapshotSource, records_of, small_record, with_mark};
 pub use save::Saver;
 pub use write::Write;
 

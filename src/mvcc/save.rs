@@ -193,6 +193,11 @@ impl Saver {
         Ok(sweep.is_some())
     }
 
+    /// Has the engine give back some space that a sweep has left behind; whether there may be more.
+    pub fn tidy(&self) -> Result<bool> {
+        self.store.engine().tidy()
+    }
+
     /// How many versions sweeps have forgotten since the last call.
     pub fn take_reclaimed(&self) -> u64 {
         self.reclaimed.swap(0, Ordering::Relaxed)

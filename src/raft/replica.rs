@@ -47,8 +47,9 @@ use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
 use crate::tls::ClientTls;
 
-/// A snapshot is taken when the log has grown by this much since the last, or by half the last snapshot's size if
-/// that is more: writing snapshots then costs a bounded multiple of what was written.
+/// A snapshot is taken when the log has grown by this much since the last, or by a quarter of the last snapshot's size if
+/// that is more: a member that was away is sent the log sooner than the state. Also when it keeps so much on the disk
+/// that the state has left behind.
 const SNAPSHOT_BYTES: u64 = 64 << 20;
 /// How often the log's growth is looked at.
 const SNAPSHOT_CHECK: Duration = Duration::from_millis(500);
@@ -992,9 +993,11 @@ async fn watch_core(raft: Raft, failure: Failure) {
     }
 }
 
-/// Asks for a snapshot whenever the log has grown enough since the last one.
+/// Asks for a snapshot whenever the log has grown enough since the last one, or the state has left enough of it behind.
 async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, count: u64) {
     let mut written_at_last = 0;
+    // The snapshot that was looked at last, and what it alone took on the disk at first.
+    let mut at_first = (None, 0);
     loop {
         tokio::time::sleep(SNAPSHOT_CHECK).await;
         let metrics = raft.metrics().borrow_watched().clone();
@@ -1002,17 +1005,19 @@ async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, cou
             return;
         }
         let current = snapshots.current();
-        let limit = current
-            .as_ref()
-            .map_or(0, |snapshot| snapshot.snapshot.size() / 2)
-            .max(SNAPSHOT_BYTES);
-        let covered = current
-            .and_then(|snapshot| snapshot.meta.last_log_id)
-            .map_or(0, |log_id| log_id.index);
+        let last = current.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+        let file = current.as_ref().map(|snapshot| &snapshot.snapshot);
+        let (size, alone) = file.map_or((0, 0), |file| (file.size(), file.bytes_alone()));
+        if at_first.0 != last {
+            at_first = (last, alone);
+        }
+        let limit = SNAPSHOT_BYTES.max(size / 4);
+        let covered = last.map_or(0, |log_id| log_id.index);
         let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
         let by_bytes = wal.bytes_written() - written_at_last > limit;
+        let by_waste = alone.saturating_sub(at_first.1) > limit;
         let by_count = count > 0 && applied.saturating_sub(covered) >= count;
-        if (by_bytes || by_count) && applied > covered {
+        if (by_bytes || by_waste || by_count) && applied > covered {
             written_at_last = wal.bytes_written();
             if raft.trigger().snapshot().await.is_err() {
                 return;

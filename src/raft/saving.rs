@@ -102,7 +102,7 @@ fn save_until(
         let is_sweeping = saver.sweep(SWEEP_SLICE)?;
         metrics.versions_reclaimed.add(saver.take_reclaimed());
         let is_copying = defragmenter.step(saver)?;
-        if !is_sweeping && !is_copying {
+        if !is_sweeping && !is_copying && !saver.tidy()? {
             let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
             // Woken early or late makes no difference: the loop looks for itself.
             drop(wake.1.wait_timeout(guard, SAVE_INTERVAL));

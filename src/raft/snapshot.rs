@@ -12,13 +12,29 @@
 //! directory synced; only then is it current, and only then may the log be purged behind it. A file that comes to
 //! nothing goes with its last user. A newer snapshot is never replaced by an older one: one that was being built while
 //! a newer one arrived is dropped.
+//!
+//! **A snapshot is no second copy of the state.** Nearly all of it lies in files of the engine that are never changed
+//! (`storage/values.rs`). They get a second name beside the snapshot's file, which has a record's place in them for the
+//! record. So a snapshot costs a thousandth of the state, and a sync; and until the state has moved on, no space:
+//!
+//! ```text
+//! T-I.snapshot           … | length + 2^31 | crc | kind of the record u8, place | …
+//! T-I.00000007.values    another name of state/1/values/00000007.values
+//! ```
+//!
+//! A peer is sent all of it in frames of the first kind, and keeps it as such a file. The engine may be thrown away, or
+//! make its files anew: the names here keep what they name. They are durable before the snapshot is named, and go once
+//! it is durably gone.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::sync::mpsc::Sender;
 use tokio::task::block_in_place;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -28,14 +44,19 @@ use super::entry::{
 };
 use super::{Snapshot, SnapshotMeta};
 use crate::pb::pontoon::peer::{SnapshotChunk, SnapshotHead};
-use crate::state::SnapshotSource;
-use crate::storage::fs::{File, Fs, free_bytes};
+use crate::state::{Piece, SnapshotSource};
+use crate::storage::fs::{File, Fs, bytes_alone, free_bytes};
+use crate::storage::{Names, Place};
 
 const MAGIC: &[u8; 8] = b"PONTOON\x02";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The oldest that is read. It has no records that lie elsewhere.
+const OLDEST_FORMAT: u32 = 1;
 const PREAMBLE: u64 = 12;
 const FRAME_HEAD: usize = 8;
 const END: u32 = u32::MAX;
+/// Set in the length of a frame that tells where its record lies.
+const APART: u32 = 1 << 31;
 /// No frame is longer: a bound on what a damaged length can make us read.
 const MAX_FRAME: u32 = 256 << 20;
 /// Frames are gathered and written in pieces of about this size.
@@ -49,13 +70,20 @@ const CHUNKS_AHEAD: usize = 4;
 /// Room that a snapshot leaves to the log: the segment that is written, and the next.
 const BESIDE: u64 = 32 << 20;
 const TEMPORARY: &str = ".new";
+const SNAPSHOT: &str = ".snapshot";
+const VALUES: &str = ".values";
 
 /// A complete snapshot file on this member's disk.
 #[derive(Clone)]
 pub struct SnapshotFile {
     fs: Arc<dyn Fs>,
     path: PathBuf,
+    /// Of all its records, wherever they lie.
     size: u64,
+    /// Of the file itself.
+    own_size: u64,
+    /// The files beside it that records lie in.
+    beside: Arc<BTreeSet<PathBuf>>,
     /// Set while it has a temporary name.
     unfinished: Option<Arc<Unfinished>>,
 }
@@ -80,9 +108,15 @@ impl std::fmt::Debug for SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// Bytes on disk.
+    /// Bytes of everything in it.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes on disk that are there for this snapshot alone: the state has let go of them, or never had them.
+    pub fn bytes_alone(&self) -> u64 {
+        let beside = self.beside.iter().map(|path| bytes_alone(path).unwrap_or(0));
+        self.own_size + beside.sum::<u64>()
     }
 
     /// The file's name.
@@ -95,57 +129,76 @@ impl SnapshotFile {
 
     /// The state's records, each verified as it is read.
     pub fn records(&self) -> io::Result<impl Iterator<Item = io::Result<Bytes>> + use<>> {
-        let mut frames = Frames::open(&*self.fs, &self.path)?;
-        frames.next_frame()?; // the head
-        Ok(std::iter::from_fn(move || frames.next_frame().transpose()))
+        let mut frames = self.frames()?;
+        Ok(std::iter::from_fn(move || frames.next_record().transpose()))
     }
 
-    /// A copy on another disk, or under another name.
-    pub fn copy_to(&self, fs: &Arc<dyn Fs>, path: &Path) -> io::Result<SnapshotFile> {
-        let (from, to) = (self.fs.open(&self.path)?, fs.create(path)?);
-        let mut offset = 0;
-        while offset < self.size {
-            let length = (self.size - offset).min(WRITE_BYTES as u64);
-            to.write_at(offset, &from.read_at(offset, length as usize)?)?;
-            offset += length;
+    /// Its frames, with all its files open: it may be replaced while it is read.
+    fn frames(&self) -> io::Result<Frames> {
+        let mut frames = Frames::open(self.fs.clone(), &self.path)?;
+        for path in &*self.beside {
+            frames.open_beside(path.clone())?;
         }
-        to.sync_data()?;
+        Ok(frames)
+    }
+
+    /// A copy on another disk, or under another name, which has all records in its one file.
+    pub fn copy_to(&self, fs: &Arc<dyn Fs>, path: &Path) -> io::Result<SnapshotFile> {
+        let meta = self.frames()?.meta;
+        write(&**fs, path, &meta, self.records()?)?;
         Ok(SnapshotFile {
             fs: fs.clone(),
             path: path.to_path_buf(),
             size: self.size,
+            own_size: self.size,
+            beside: Arc::default(),
             unfinished: None,
         })
     }
 
-    /// The file in messages for a peer, the first with `head`.
+    /// All of it as one file, in messages for a peer, the first with `head`.
     pub fn chunks(&self, head: SnapshotHead) -> io::Result<ReceiverStream<SnapshotChunk>> {
-        let file = self.fs.open(&self.path)?;
+        let frames = self.frames()?;
         let (tx, rx) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
-        let (size, mut head, name) = (self.size, Some(head), self.name());
+        let name = self.name();
         tokio::task::spawn_blocking(move || {
-            let mut offset = 0;
-            while offset < size {
-                let length = (size - offset).min(CHUNK_BYTES as u64);
-                let Ok(data) = file.read_at(offset, length as usize) else {
-                    // The stream ends early; the receiver sees that by the size.
-                    tracing::error!(%name, offset, "cannot read a snapshot that is being sent");
-                    return;
-                };
-                let crc = crc32c::crc32c(&data);
-                let chunk = SnapshotChunk {
-                    head: head.take(),
-                    offset,
-                    data,
-                    crc,
-                };
-                if tx.blocking_send(chunk).is_err() {
-                    return;
-                }
-                offset += length;
+            if let Err(error) = send(frames, head, &tx) {
+                // The stream ends early; the receiver sees that by the size.
+                tracing::error!(%name, %error, "cannot read a snapshot that is being sent");
             }
         });
         Ok(ReceiverStream::new(rx))
+    }
+}
+
+/// Sends all records as one file, unless nobody takes them any more.
+fn send(mut frames: Frames, head: SnapshotHead, to: &Sender<SnapshotChunk>) -> io::Result<()> {
+    let (mut head, mut offset, mut encoder) = (Some(head), 0, Encoder::default());
+    encoder.frame(&encode_head(&frames.meta))?;
+    loop {
+        let record = frames.next_record()?;
+        match &record {
+            Some(record) => encoder.frame(record)?,
+            None => encoder.end(),
+        }
+        while encoder.buffer.len() >= CHUNK_BYTES || (record.is_none() && !encoder.buffer.is_empty()) {
+            let length = encoder.buffer.len().min(CHUNK_BYTES);
+            let data = encoder.buffer.split_to(length).freeze();
+            let crc = crc32c::crc32c(&data);
+            let chunk = SnapshotChunk {
+                head: head.take(),
+                offset,
+                data,
+                crc,
+            };
+            if to.blocking_send(chunk).is_err() {
+                return Ok(());
+            }
+            offset += length as u64;
+        }
+        if record.is_none() {
+            return Ok(());
+        }
     }
 }
 
@@ -161,35 +214,39 @@ pub struct SnapshotStore {
 }
 
 impl SnapshotStore {
-    /// Finds the newest snapshot and verifies it. A damaged one is an error: the log before it is gone. Older ones,
-    /// which a crash has left, are removed.
+    /// Finds the newest snapshot and verifies it. A damaged one is an error: the log before it is gone. Everything else,
+    /// which a crash has left, is removed.
     pub fn open(fs: Arc<dyn Fs>, dir: &Path) -> io::Result<Self> {
         fs.create_dir_all(dir)?;
-        let mut found = Vec::new();
-        for name in fs.list(dir)? {
-            let path = dir.join(&name);
-            if name.ends_with(TEMPORARY) {
-                fs.remove(&path)?;
-                continue;
-            }
-            found.push(verify(&fs, &path)?);
-        }
-        found.sort_by_key(|snapshot| snapshot.meta.last_log_id);
-        let newest = found.pop();
-        if newest.is_some() {
-            // Its name is durable before what it replaces goes: older ones, and the log before it.
-            fs.sync_dir(dir)?;
-        }
-        for older in found {
-            fs.remove(&older.snapshot.path)?;
-        }
-        Ok(SnapshotStore {
+        let names = fs.list(dir)?;
+        // Names are in the order of the log.
+        let newest = names.iter().rev().find(|name| name.ends_with(SNAPSHOT));
+        let newest = newest.map(|name| verify(&fs, &dir.join(name))).transpose()?;
+        let store = SnapshotStore {
             fs,
             dir: dir.to_path_buf(),
             current: Mutex::new(newest),
             adopting: Mutex::default(),
             attempts: AtomicU64::default(),
-        })
+        };
+        store.remove_others(names)?;
+        Ok(store)
+    }
+
+    /// Removes what does not belong to the current snapshot.
+    fn remove_others(&self, names: Vec<String>) -> io::Result<()> {
+        let current = self.current().map(|current| current.snapshot);
+        if current.is_some() {
+            // Its name is durable before what it replaces goes: older ones, and the log before it.
+            self.fs.sync_dir(&self.dir)?;
+        }
+        let is_kept = |path: &PathBuf| {
+            let mut current = current.iter();
+            current.any(|current| current.path == *path || current.beside.contains(path))
+        };
+        let paths = names.into_iter().map(|name| self.dir.join(name));
+        let mut others = paths.filter(|path| !is_kept(path));
+        others.try_for_each(|path| self.fs.remove(&path))
     }
 
     /// The newest snapshot.
@@ -202,11 +259,43 @@ impl SnapshotStore {
 
     /// Writes a snapshot. It is durable and current when this returns; the answer is a newer one if one has come.
     pub fn build(&self, meta: SnapshotMeta, source: SnapshotSource) -> io::Result<Snapshot> {
+        if let Some(current) = self.current().filter(|_| self.is_current(&meta)) {
+            return Ok(current);
+        }
+        // Of one that failed.
+        self.remove_values(&meta)?;
         let unfinished = self.temporary(&meta);
-        let path = unfinished.path.clone();
-        let records = source.records().map(|record| record.map_err(io::Error::other));
-        write(&*self.fs, &path, &meta, records)?;
-        self.adopt(&path, &meta)
+        let pieces = source.pieces(&Names {
+            fs: &*self.fs,
+            of: &|number| self.dir.join(values_name(&meta, number)),
+        });
+        let mut writer = Writer::create(&*self.fs, &unfinished.path, &meta)?;
+        for piece in pieces.map_err(io::Error::other)? {
+            match piece.map_err(io::Error::other)? {
+                Piece::Whole(record) => writer.record(&record)?,
+                Piece::Apart(kind, place) => writer.apart(kind, &place)?,
+            }
+        }
+        writer.finish()?;
+        // The names of what it needs come before its own.
+        self.fs.sync_dir(&self.dir)?;
+        let adopted = self.adopt(&unfinished.path, &meta)?;
+        if adopted.snapshot.path != self.dir.join(file_name(&meta)) {
+            self.remove_values(&meta)?;
+        }
+        Ok(adopted)
+    }
+
+    /// Removes the files beside a snapshot that is not there.
+    fn remove_values(&self, meta: &SnapshotMeta) -> io::Result<()> {
+        let prefix = format!("{}.", stem(meta));
+        for name in self.fs.list(&self.dir)? {
+            let path = self.dir.join(&name);
+            if name.starts_with(&prefix) && is_values(&path) {
+                self.fs.remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the disk has room for a snapshot of so many bytes, and for the log to go on meanwhile. One that does not
@@ -327,17 +416,31 @@ impl SnapshotStore {
             .replace(snapshot.clone());
         if let Some(old) = old.filter(|old| old.snapshot.path != snapshot.snapshot.path) {
             // One that is being sent stays readable until it is closed.
-            self.fs.remove(&old.snapshot.path)?;
+            let mut paths = std::iter::once(&old.snapshot.path).chain(&*old.snapshot.beside);
+            paths.try_for_each(|path| self.fs.remove(path))?;
         }
         Ok(snapshot)
     }
 }
 
-fn file_name(meta: &SnapshotMeta) -> String {
+fn stem(meta: &SnapshotMeta) -> String {
     let (term, index) = meta
         .last_log_id
         .map_or((0, 0), |log_id| (log_id.leader_id.term, log_id.index));
-    format!("{term:016x}-{index:016x}.snapshot")
+    format!("{term:016x}-{index:016x}")
+}
+
+fn file_name(meta: &SnapshotMeta) -> String {
+    stem(meta) + SNAPSHOT
+}
+
+/// A file that records of a snapshot lie in.
+fn values_name(meta: &SnapshotMeta, number: u32) -> String {
+    format!("{}.{number:08x}{VALUES}", stem(meta))
+}
+
+fn is_values(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(VALUES)
 }
 
 fn check_chunk(chunk: &SnapshotChunk, offset: u64, size: u64) -> Result<(), Status> {
@@ -387,111 +490,171 @@ fn damaged(what: &str) -> io::Error {
     )
 }
 
-/// Writes a file. It is on disk when this returns, but its name may not be.
+/// Writes a file that has all records in it. It is on disk when this returns, but its name may not be.
 pub fn write(
     fs: &dyn Fs,
     path: &Path,
     meta: &SnapshotMeta,
     records: impl Iterator<Item = io::Result<Bytes>>,
 ) -> io::Result<()> {
-    let mut writer = Writer::create(fs, path)?;
-    writer.frame(&encode_head(meta))?;
+    let mut writer = Writer::create(fs, path, meta)?;
     for record in records {
-        writer.frame(&record?)?;
+        writer.record(&record?)?;
     }
     writer.finish()
 }
 
-/// Reads a whole file; what it covers, if every bit of it is right.
+/// Reads a whole file; what it covers, if every bit of it is right. What lies beside it has to be there; it is verified
+/// when it is read.
 fn verify(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Snapshot> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let mut frames = Frames::open(&**fs, path).map_err(named)?;
-    let head = frames
-        .next_frame()
-        .map_err(named)?
-        .ok_or_else(|| named(damaged("it has no head")))?;
-    let meta = decode_head(&head).map_err(named)?;
+    let mut frames = Frames::open(fs.clone(), path).map_err(named)?;
     while frames.next_frame().map_err(named)?.is_some() {}
     let file = SnapshotFile {
         fs: fs.clone(),
         path: path.to_path_buf(),
-        size: frames.size,
+        size: frames.whole_size,
+        own_size: frames.size,
+        beside: Arc::new(frames.beside.into_keys().collect()),
         unfinished: None,
     };
-    Ok(Snapshot { meta, snapshot: file })
+    Ok(Snapshot {
+        meta: frames.meta,
+        snapshot: file,
+    })
+}
+
+/// Makes frames.
+struct Encoder {
+    buffer: BytesMut,
+    chain: u32,
+    frames: u64,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        let mut buffer = BytesMut::with_capacity(WRITE_BYTES + WRITE_BYTES / 4);
+        buffer.put_slice(MAGIC);
+        buffer.put_u32_le(FORMAT);
+        Encoder {
+            buffer,
+            chain: FORMAT,
+            frames: 0,
+        }
+    }
+}
+
+impl Encoder {
+    fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
+        self.flagged_frame(payload, 0)
+    }
+
+    fn apart(&mut self, kind: u8, place: &Place) -> io::Result<()> {
+        let mut payload = vec![kind];
+        place.encode(&mut payload);
+        self.flagged_frame(&payload, APART)
+    }
+
+    fn flagged_frame(&mut self, payload: &[u8], flag: u32) -> io::Result<()> {
+        let length = u32::try_from(payload.len())
+            .ok()
+            .filter(|length| *length <= MAX_FRAME);
+        let length = length.ok_or_else(|| io::Error::other("a snapshot record is too large"))? | flag;
+        self.chain = crc32c::crc32c_append(self.chain, payload);
+        self.frames += 1;
+        self.buffer.put_u32_le(length);
+        self.buffer.put_u32_le(self.chain);
+        self.buffer.put_slice(payload);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        let count = self.frames.to_le_bytes();
+        self.buffer.put_u32_le(END);
+        self.buffer.put_u32_le(crc32c::crc32c_append(self.chain, &count));
+        self.buffer.put_slice(&count);
+    }
 }
 
 /// Writes frames.
 struct Writer {
     file: Box<dyn File>,
     at: u64,
-    buffer: BytesMut,
-    chain: u32,
-    frames: u64,
+    encoder: Encoder,
 }
 
 impl Writer {
-    fn create(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
-        let mut buffer = BytesMut::with_capacity(WRITE_BYTES + WRITE_BYTES / 4);
-        buffer.put_slice(MAGIC);
-        buffer.put_u32_le(FORMAT);
+    fn create(fs: &dyn Fs, path: &Path, meta: &SnapshotMeta) -> io::Result<Self> {
+        let mut encoder = Encoder::default();
+        encoder.frame(&encode_head(meta))?;
         Ok(Writer {
             file: fs.create(path)?,
             at: 0,
-            buffer,
-            chain: FORMAT,
-            frames: 0,
+            encoder,
         })
     }
 
-    fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(payload.len())
-            .ok()
-            .filter(|length| *length <= MAX_FRAME);
-        let length = length.ok_or_else(|| io::Error::other("a snapshot record is too large"))?;
-        self.chain = crc32c::crc32c_append(self.chain, payload);
-        self.frames += 1;
-        self.buffer.put_u32_le(length);
-        self.buffer.put_u32_le(self.chain);
-        self.buffer.put_slice(payload);
-        if self.buffer.len() >= WRITE_BYTES {
-            self.write()
-        } else {
-            Ok(())
+    fn record(&mut self, record: &[u8]) -> io::Result<()> {
+        self.encoder.frame(record)?;
+        self.write_if_full()
+    }
+
+    fn apart(&mut self, kind: u8, place: &Place) -> io::Result<()> {
+        self.encoder.apart(kind, place)?;
+        self.write_if_full()
+    }
+
+    fn write_if_full(&mut self) -> io::Result<()> {
+        match self.encoder.buffer.len() >= WRITE_BYTES {
+            true => self.write(),
+            false => Ok(()),
         }
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.file.write_at(self.at, &self.buffer)?;
-        self.at += self.buffer.len() as u64;
-        self.buffer.clear();
+        let buffer = &mut self.encoder.buffer;
+        self.file.write_at(self.at, buffer)?;
+        self.at += buffer.len() as u64;
+        buffer.clear();
         Ok(())
     }
 
     fn finish(mut self) -> io::Result<()> {
-        let count = self.frames.to_le_bytes();
-        self.buffer.put_u32_le(END);
-        self.buffer.put_u32_le(crc32c::crc32c_append(self.chain, &count));
-        self.buffer.put_slice(&count);
+        self.encoder.end();
         self.write()?;
         self.file.sync_data()
     }
 }
 
+/// What a frame has.
+enum Frame {
+    Whole(Bytes),
+    /// A record that is this byte, and what lies elsewhere.
+    Apart(u8, Place),
+}
+
 /// Reads frames, and checks each.
 struct Frames {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
     file: Box<dyn File>,
+    meta: SnapshotMeta,
     size: u64,
+    /// What the size would be if all records were in the file, up to here.
+    whole_size: u64,
     at: u64,
     /// What is read already, from there on.
     ahead: Bytes,
     chain: u32,
     count: u64,
     ended: bool,
+    /// The files that records lie in, with their lengths.
+    beside: BTreeMap<PathBuf, (Box<dyn File>, u64)>,
 }
 
 impl Frames {
-    fn open(fs: &dyn Fs, path: &Path) -> io::Result<Self> {
+    /// Reads up to the head.
+    fn open(fs: Arc<dyn Fs>, path: &Path) -> io::Result<Self> {
         let file = fs.open(path)?;
         let size = file.length()?;
         if size < PREAMBLE {
@@ -502,23 +665,48 @@ impl Frames {
             return Err(damaged("it does not begin like a snapshot"));
         }
         let format = preamble.get_u32_le();
-        if format != FORMAT {
+        if !(OLDEST_FORMAT..=FORMAT).contains(&format) {
             let text = format!("the snapshot has format {format}, this version of pontoon knows {FORMAT}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        Ok(Frames {
+        let mut frames = Frames {
+            fs,
+            dir: path.parent().map(Path::to_path_buf).unwrap_or_default(),
             file,
+            meta: SnapshotMeta::default(),
             size,
+            whole_size: PREAMBLE,
             at: PREAMBLE,
             ahead: Bytes::new(),
-            chain: FORMAT,
+            chain: format,
             count: 0,
             ended: false,
-        })
+            beside: BTreeMap::new(),
+        };
+        match frames.next_frame()? {
+            Some(Frame::Whole(head)) => frames.meta = decode_head(&head)?,
+            _ => return Err(damaged("it has no head")),
+        }
+        Ok(frames)
     }
 
-    /// The next frame's payload; nothing after the end frame.
-    fn next_frame(&mut self) -> io::Result<Option<Bytes>> {
+    /// The next record, from wherever it lies; nothing after the end frame.
+    fn next_record(&mut self) -> io::Result<Option<Bytes>> {
+        let (kind, place) = match self.next_frame()? {
+            None => return Ok(None),
+            Some(Frame::Whole(record)) => return Ok(Some(record)),
+            Some(Frame::Apart(kind, place)) => (kind, place),
+        };
+        let (file, _) = self.file_of(&place)?;
+        let value = place.read(&**file)?;
+        let mut record = BytesMut::with_capacity(1 + value.len());
+        record.put_u8(kind);
+        record.put_slice(&value);
+        Ok(Some(record.freeze()))
+    }
+
+    /// The next frame; nothing after the end frame.
+    fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         if self.ended {
             return Ok(None);
         }
@@ -527,6 +715,7 @@ impl Frames {
         if length == END {
             return self.end(crc).map(|()| None);
         }
+        let (length, is_apart) = (length & !APART, length & APART != 0);
         if length > MAX_FRAME {
             return Err(self.damaged_here("a frame is longer than any can be"));
         }
@@ -536,7 +725,43 @@ impl Frames {
             return Err(self.damaged_here("a checksum is wrong"));
         }
         self.count += 1;
-        Ok(Some(payload))
+        let frame = match is_apart {
+            true => self.apart(&payload)?,
+            false => Frame::Whole(payload),
+        };
+        let whole = match &frame {
+            Frame::Whole(payload) => payload.len() as u64,
+            Frame::Apart(_, place) => 1 + u64::from(place.length()),
+        };
+        self.whole_size += FRAME_HEAD as u64 + whole;
+        Ok(Some(frame))
+    }
+
+    fn apart(&mut self, payload: &[u8]) -> io::Result<Frame> {
+        let parsed = payload.split_first();
+        let parsed = parsed.and_then(|(kind, place)| Some((*kind, Place::decode(place)?)));
+        let (kind, place) = parsed.ok_or_else(|| self.damaged_here("a record lies nowhere"))?;
+        if place.end() > self.file_of(&place)?.1 {
+            return Err(self.damaged_here("a file beside it is cut short"));
+        }
+        Ok(Frame::Apart(kind, place))
+    }
+
+    /// The file that a place is in, and its length.
+    fn file_of(&mut self, place: &Place) -> io::Result<&(Box<dyn File>, u64)> {
+        let path = self.dir.join(values_name(&self.meta, place.file()));
+        self.open_beside(path)
+    }
+
+    fn open_beside(&mut self, path: PathBuf) -> io::Result<&(Box<dyn File>, u64)> {
+        match self.beside.entry(path) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let file = self.fs.open(entry.key())?;
+                let length = file.length()?;
+                Ok(entry.insert((file, length)))
+            }
+        }
     }
 
     fn end(&mut self, crc: u32) -> io::Result<()> {
@@ -545,6 +770,7 @@ impl Frames {
         if !right || self.at != self.size {
             return Err(self.damaged_here("its end is wrong"));
         }
+        self.whole_size += FRAME_HEAD as u64 + 8;
         self.ended = true;
         Ok(())
     }
@@ -578,11 +804,10 @@ mod tests {
             last_log_id: Some(new_log_id(2, 3, 4)),
             ..SnapshotMeta::default()
         };
-        let mut writer = Writer::create(&fs, &path).expect("created");
-        writer.frame(&encode_head(&meta)).expect("written");
+        let mut writer = Writer::create(&fs, &path, &meta).expect("created");
         frames
             .iter()
-            .for_each(|frame| writer.frame(frame).expect("written"));
+            .for_each(|frame| writer.record(frame).expect("written"));
         writer.finish().expect("written");
         (fs, path)
     }

@@ -92,6 +92,10 @@ impl Fs for TimedFs {
         RealFs.rename(from, to)
     }
 
+    fn link(&self, path: &Path, other: &Path) -> io::Result<()> {
+        RealFs.link(path, other)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealFs.remove(path)
     }

@@ -51,7 +51,9 @@ use crate::pb::pontoon::command::reply::Response;
 use crate::pb::pontoon::command::{AuthChange, Authenticated, Command, Done, Header, MemberRecord};
 use crate::storage::{self, Engine, keys};
 
-pub use crate::mvcc::{Changes, Defragmented, Options, Saver, SnapshotSource, View, records_of, with_mark};
+pub use crate::mvcc::{
+    Changes, Defragmented, Options, Piece, Saver, SnapshotSource, View, records_of, with_mark,
+};
 
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;

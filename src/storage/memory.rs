@@ -6,7 +6,10 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 
-use super::{Batch, Engine, Pair, Result};
+use super::{Batch, Engine, Error, Lent, Names, Pair, Place, Result};
+
+/// The number of the file that it lends.
+const LENT: u32 = 1;
 
 /// A map.
 #[derive(Debug, Default)]
@@ -54,6 +57,29 @@ impl Engine for Memory {
             }
         }
         Ok(())
+    }
+
+    /// It has no files: it writes one.
+    fn lend(&self, range: Range<Bytes>, names: &Names<'_>) -> Result<Vec<(Bytes, Lent)>> {
+        let pairs = self.scan(range).collect::<Result<Vec<Pair>>>()?;
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let failed = |error: std::io::Error| Error::Engine(error.to_string());
+        let file = names.fs.create(&(names.of)(LENT)).map_err(failed)?;
+        let (mut lent, mut at) = (Vec::new(), 0);
+        for (key, value) in pairs {
+            file.write_at(at, &value).map_err(failed)?;
+            let place = Place::of(LENT, at as u32, &value).map_err(failed)?;
+            at += value.len() as u64;
+            lent.push((key, Lent::At(place)));
+        }
+        file.sync_data().map_err(failed)?;
+        Ok(lent)
+    }
+
+    fn tidy(&self) -> Result<bool> {
+        Ok(false)
     }
 
     fn flush(&self) -> Result<()> {

@@ -14,13 +14,14 @@ mod values;
 pub mod wal;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use memory::Memory;
 pub use row::Row;
+pub use values::Place;
 
 /// Something local failed: the disk, or what was read from it. Never an answer to a request; the member stops.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,6 +40,23 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// A key and its value.
 pub type Pair = (Bytes, Bytes);
 
+/// A value that an engine lends: itself, or where it lies in a file that has another name too by then.
+#[derive(Debug, Clone)]
+pub enum Lent {
+    /// A small one.
+    Value(Bytes),
+    /// A large one.
+    At(Place),
+}
+
+/// Names, on a disk, for the files that an engine lends.
+pub struct Names<'a> {
+    /// The disk.
+    pub fs: &'a dyn fs::Fs,
+    /// By the number of a file.
+    pub of: &'a dyn Fn(u32) -> PathBuf,
+}
+
 /// Ordered keys and values.
 pub trait Engine: Send + Sync {
     /// The value of a key.
@@ -50,8 +68,15 @@ pub trait Engine: Send + Sync {
     /// The pairs of a range, in order.
     fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_>;
 
+    /// The pairs of a range, in order, without a copy of what is large: the files in which that lies get second names, and
+    /// are there as long as they have those. Their contents are on disk when this returns; their names may not be.
+    fn lend(&self, range: Range<Bytes>, names: &Names<'_>) -> Result<Vec<(Bytes, Lent)>>;
+
     /// Applies all of the batch or, if the process is killed meanwhile, nothing of it.
     fn commit(&self, batch: Batch) -> Result<()>;
+
+    /// Gives some of the space back that changes have left behind; whether there may be more.
+    fn tidy(&self) -> Result<bool>;
 
     /// Makes everything committed survive a loss of power.
     fn flush(&self) -> Result<()>;
@@ -186,5 +211,74 @@ mod tests {
             .expect("listed")
             .count();
         assert!(files < 8, "{files} files are left of 20 and more");
+    }
+
+    /// Under other names, or as copies where a disk has no other names for them.
+    #[test]
+    fn what_an_engine_lends_stays_when_it_has_let_go_of_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let beside = dir.path().join("beside");
+        std::fs::create_dir(&beside).expect("made");
+        let sled = open_engine(&dir.path().join("engine"), 1 << 20).expect("opened");
+        let write = |engine: &dyn Engine, round: u8| {
+            let mut batch = Batch::default();
+            for number in 0..60 {
+                let size = 10 * usize::from(number % 9);
+                batch.put(vec![b'k', number].into(), vec![number + round; size].into());
+            }
+            engine.commit(batch).expect("committed");
+        };
+        let memory: Arc<dyn Engine> = Arc::new(Memory::default());
+        let other = fs::SimFs::default();
+        let disks: [(&Arc<dyn Engine>, &dyn fs::Fs); 3] =
+            [(&sled, &fs::RealFs), (&sled, &other), (&memory, &other)];
+        for (at, (engine, disk)) in disks.into_iter().enumerate() {
+            let name = |number: u32| beside.join(format!("{at} {number}"));
+            let names = Names { fs: disk, of: &name };
+            write(&**engine, 0);
+            let range = || Bytes::from_static(b"k")..Bytes::from_static(b"l");
+            let pairs: Vec<Pair> = engine.scan(range()).collect::<Result<_>>().expect("scanned");
+            let lent = engine.lend(range(), &names).expect("lent");
+            (1..9).for_each(|round| write(&**engine, round));
+            let mut apart = 0;
+            let lent = lent.into_iter().map(|(key, lent)| match lent {
+                Lent::Value(value) => (key, value),
+                Lent::At(place) => {
+                    apart += 1;
+                    let file = disk.open(&name(place.file())).expect("it is there");
+                    (key, place.read(&*file).expect("as it was"))
+                }
+            });
+            assert!(lent.eq(pairs));
+            assert!(apart > 30);
+        }
+    }
+
+    #[test]
+    fn space_is_given_back_while_nothing_is_written() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let engine = open_engine(dir.path(), 1 << 20).expect("opened");
+        let mut batch = Batch::default();
+        (0..90).for_each(|number| batch.put(vec![b'k', number].into(), vec![number; 200].into()));
+        engine.commit(batch).expect("committed");
+        let values = || {
+            std::fs::read_dir(dir.path().join("values"))
+                .expect("listed")
+                .count()
+        };
+        let before = values();
+        let mut batch = Batch::default();
+        (0..90)
+            .filter(|number| number % 4 > 0)
+            .for_each(|number| batch.delete(vec![b'k', number].into()));
+        engine.commit(batch).expect("committed");
+        while engine.tidy().expect("tidied") {}
+        assert!(2 * values() < before, "{} of {before} files are left", values());
+        let left = engine.scan(Bytes::from_static(b"k")..Bytes::from_static(b"l"));
+        assert_eq!(
+            left.filter(|pair| pair.as_ref().is_ok_and(|(_, value)| value.len() == 200))
+                .count(),
+            23
+        );
     }
 }

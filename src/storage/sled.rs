@@ -16,7 +16,7 @@
 //! **Whoever reads while a value moves** has a place in a file that goes. The file is read to the end once it was found;
 //! if it is not found, the tree has another place by then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 
 use super::values::{Place, Values};
-use super::{Batch, Engine, Error, Pair, Result};
+use super::{Batch, Engine, Error, Lent, Names, Pair, Result};
 
 /// The tree. Its name tells how values are kept in it: in what was written otherwise there is none of this name.
 const TREE: &str = "small values, places of large";
@@ -145,11 +145,11 @@ impl Sled {
         Ok(())
     }
 
-    /// Moves some of what is alive out of a wasteful file; removes the file behind the last.
-    fn move_some(&self, moving: &mut Option<Moving>) -> Result<()> {
+    /// Moves some of what is alive out of a wasteful file, if there is one; removes the file behind the last.
+    fn move_some(&self, moving: &mut Option<Moving>) -> Result<bool> {
         let begin = || self.values.wasteful().map(|file| Moving { file, at: 0 });
         let Some(Moving { file, mut at }) = moving.take().or_else(begin) else {
-            return Ok(());
+            return Ok(false);
         };
         let (mut moved, mut left, mut is_done) = (Vec::new(), Vec::new(), false);
         for _ in 0..MOVED_AT_ONCE {
@@ -176,7 +176,7 @@ impl Sled {
         } else {
             *moving = Some(Moving { file, at });
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -253,6 +253,32 @@ impl Engine for Sled {
         }))
     }
 
+    fn lend(&self, range: Range<Bytes>, names: &Names<'_>) -> Result<Vec<(Bytes, Lent)>> {
+        let (mut lent, mut files) = (Vec::new(), BTreeSet::new());
+        {
+            // No file goes meanwhile.
+            let _still = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+            for pair in self.tree.range(&range.start[..]..&range.end[..]) {
+                let (key, stored) = pair.map_err(failed)?;
+                let value = match Stored::parse(&stored)? {
+                    Stored::Inline(value) => Lent::Value(Bytes::copy_from_slice(value)),
+                    Stored::At(place) => {
+                        files.insert(place.file());
+                        Lent::At(place)
+                    }
+                };
+                lent.push((to_bytes(key), value));
+            }
+            let mut files = files.iter();
+            files
+                .try_for_each(|file| self.values.link(*file, names))
+                .map_err(failed)?;
+        }
+        let sync = |file: &u32| names.fs.open(&(names.of)(*file))?.sync_data();
+        files.iter().try_for_each(sync).map_err(failed)?;
+        Ok(lent)
+    }
+
     fn commit(&self, batch: Batch) -> Result<()> {
         let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut changes, mut replaced) = (sled::Batch::default(), Vec::new());
@@ -270,6 +296,11 @@ impl Engine for Sled {
         self.append(&large, &mut changes)?;
         self.tree.apply_batch(changes).map_err(failed)?;
         replaced.iter().for_each(|place| self.values.release(place));
+        self.move_some(&mut moving).map(drop)
+    }
+
+    fn tidy(&self) -> Result<bool> {
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         self.move_some(&mut moving)
     }
 

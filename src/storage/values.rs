@@ -12,6 +12,9 @@
 //! What the tree has no place for is dead. When less than half of a full file's worth is alive in a file, the rest is
 //! appended again, by key, and the file goes ([`Values::wasteful`], [`Values::record`]).
 //!
+//! **Who else needs a file** gives it a second name, on the same disk, and reads it by that as long as it likes
+//! ([`Values::link`]): what was written is never changed.
+//!
 //! **Crashes.** A value is in its file before the tree has its place, so after a kill the tree's places are good. What
 //! the tree does not know of is dead, and may end in the middle of a record: each start begins a new file.
 
@@ -22,6 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::Names;
 use super::fs::{File, Fs, RealFs};
 
 /// A file that has grown to this is full; so few in tests that there are many.
@@ -33,7 +37,7 @@ const HEAD: usize = 8;
 
 /// Where a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     file: u32,
     offset: u32,
     length: u32,
@@ -42,27 +46,57 @@ pub(super) struct Place {
 
 impl Place {
     /// Bytes of an encoded place.
-    pub(super) const BYTES: usize = 16;
+    pub const BYTES: usize = 16;
+
+    /// Of a value that is written there.
+    pub(super) fn of(file: u32, offset: u32, value: &[u8]) -> io::Result<Place> {
+        Ok(Place {
+            file,
+            offset,
+            length: length(value)?,
+            crc: crc32c::crc32c(value),
+        })
+    }
+
+    /// The number of its file.
+    pub fn file(&self) -> u32 {
+        self.file
+    }
+
+    /// Bytes of the value.
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// Where the value ends in its file.
+    pub fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.length)
+    }
+
+    /// The value, from its file.
+    pub fn read(&self, file: &dyn File) -> io::Result<Bytes> {
+        let value = file.read_at(u64::from(self.offset), self.length as usize)?;
+        match crc32c::crc32c(&value) == self.crc {
+            true => Ok(value),
+            false => Err(damaged(self, "the value is not what was written")),
+        }
+    }
 
     /// As the tree has it.
-    pub(super) fn encode(&self, out: &mut impl BufMut) {
+    pub fn encode(&self, out: &mut impl BufMut) {
         for number in [self.file, self.offset, self.length, self.crc] {
             out.put_u32_le(number);
         }
     }
 
     /// Reads what [`Place::encode`] wrote.
-    pub(super) fn decode(mut bytes: &[u8]) -> Option<Place> {
+    pub fn decode(mut bytes: &[u8]) -> Option<Place> {
         (bytes.len() == Place::BYTES).then(|| Place {
             file: bytes.get_u32_le(),
             offset: bytes.get_u32_le(),
             length: bytes.get_u32_le(),
             crc: bytes.get_u32_le(),
         })
-    }
-
-    fn end(&self) -> u64 {
-        u64::from(self.offset) + u64::from(self.length)
     }
 }
 
@@ -104,6 +138,21 @@ fn name(number: u32) -> String {
 fn parse_name(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".values").filter(|digits| digits.len() == 8)?;
     u32::from_str_radix(digits, 16).ok()
+}
+
+fn length(bytes: &[u8]) -> io::Result<u32> {
+    u32::try_from(bytes.len()).map_err(|_| io::Error::other("too large a value"))
+}
+
+/// Copies the beginning of a file to another one.
+fn copy(from: &dyn File, length: u64, to: &dyn File) -> io::Result<()> {
+    let mut at = 0;
+    while at < length {
+        let piece = (length - at).min(WRITTEN_AT_ONCE as u64);
+        to.write_at(at, &from.read_at(at, piece as usize)?)?;
+        at += piece;
+    }
+    Ok(())
 }
 
 fn damaged(place: &Place, what: &str) -> io::Error {
@@ -174,18 +223,11 @@ impl Values {
                 (file, at) = self.newest();
             }
             let before = at + records.len() as u64 + (HEAD + key.len()) as u64;
-            let length =
-                |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::Error::other("too large a value"));
             records.put_u32_le(length(key)?);
             records.put_u32_le(length(value)?);
             records.put_slice(key);
             records.put_slice(value);
-            places.push(Place {
-                file,
-                offset: before as u32,
-                length: length(value)?,
-                crc: crc32c::crc32c(value),
-            });
+            places.push(Place::of(file, before as u32, value)?);
         }
         self.write(file, at, &records)?;
         let mut files = self.lock();
@@ -220,10 +262,23 @@ impl Values {
         let Some(file) = self.file(place.file) else {
             return Ok(None);
         };
-        let value = file.read_at(u64::from(place.offset), place.length as usize)?;
-        match crc32c::crc32c(&value) == place.crc {
-            true => Ok(Some(value)),
-            false => Err(damaged(place, "the value is not what was written")),
+        place.read(&*file).map(Some)
+    }
+
+    /// Gives a file a second name, or a copy under that name where a disk can't. Its contents are not on disk by that.
+    pub(super) fn link(&self, number: u32, names: &Names<'_>) -> io::Result<()> {
+        let found = self
+            .files()
+            .get(&number)
+            .map(|file| (file.file.clone(), file.length));
+        let (file, length) =
+            found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "a file of values is gone"))?;
+        let other = (names.of)(number);
+        match names.fs.link(&self.dir.join(name(number)), &other) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                copy(&*file, length, &*names.fs.create(&other)?)
+            }
+            linked => linked,
         }
     }
 

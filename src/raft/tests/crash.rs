@@ -8,13 +8,16 @@ use bytes::Bytes;
 use openraft::entry::RaftEntry;
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, RaftSnapshotBuilder};
+use prost::Message;
 
 use super::{put, state_machine};
+use crate::pb::pontoon::command::Command;
 use crate::raft::entry::{encode_log_id, new_log_id};
 use crate::raft::log_store::LogStore;
 use crate::raft::snapshot::SnapshotStore;
 use crate::raft::state_machine::StateMachine;
 use crate::raft::{Entry, LogId, Snapshot, SnapshotMeta};
+use crate::state::{Options, Place, State};
 use crate::storage::fs::{Disk, Fs, SimFs, crash_states};
 use crate::storage::wal::{Wal, WalOptions};
 
@@ -67,7 +70,8 @@ fn start_again(disk: Disk) -> Found {
         records.for_each(|record| drop(record.expect("whole")));
         log.agree_with(&at(snapshot)).expect("readable");
     }
-    let files = fs.list(&PathBuf::from("/snapshots")).expect("readable");
+    let mut files = fs.list(&PathBuf::from("/snapshots")).expect("readable");
+    files.retain(|name| name.ends_with(".snapshot"));
     assert!(files.len() <= 1, "only the newest stays: {files:?}");
     let state = wal.state();
     let last_id = state.last.and_then(|last| log.log_id_at(last).expect("readable"));
@@ -183,4 +187,60 @@ fn a_snapshot_that_comes_to_nothing_leaves_nothing() {
         .expect("written");
     SnapshotStore::open(Arc::new(fs.clone()), &dir).expect("sound");
     assert!(fs.list(&dir).expect("readable").is_empty());
+}
+
+/// Most of a snapshot lies in files beside it: they are there whenever it is, and go with it.
+#[test]
+fn a_snapshot_has_what_it_needs_beside_it() {
+    let (fs, dir) = (SimFs::default(), PathBuf::from("/snapshots"));
+    fs.record();
+    let open = |fs: &SimFs| SnapshotStore::open(Arc::new(fs.clone()), &dir).expect("sound");
+    let store = open(&fs);
+    let (mut state, _) = State::open(super::memory(), Options::default()).expect("opened");
+    let saver = state.saver();
+    let (mut sizes, mut readers) = (Vec::new(), Vec::new());
+    for index in 1..=4 {
+        for key in 0..5 {
+            let command = Command::decode(super::command(put(key, index as u32)).0).expect("a command");
+            state.apply(Place { term: 1, index }, &command).expect("applied");
+        }
+        state.seal(Bytes::from(vec![index as u8; 3]));
+        saver.save().expect("saved");
+        let meta = SnapshotMeta {
+            last_log_id: Some(new_log_id(1, 1, index)),
+            ..SnapshotMeta::default()
+        };
+        let built = store.build(meta, state.snapshot()).expect("built");
+        sizes.push(built.snapshot.size());
+        readers.push(built.snapshot.records().expect("opened"));
+        fs.mark(index);
+    }
+    // Who reads from one that is replaced meanwhile reads it to the end.
+    for records in readers {
+        let read: Vec<Bytes> = records.collect::<Result<_, _>>().expect("whole");
+        assert!(read.len() > 1);
+    }
+    let count = crash_states(&fs.recorded(), &Disk::default(), 4, |disk, made| {
+        let fs = SimFs::with(disk);
+        let current = open(&fs).current();
+        let index = current.as_ref().map_or(0, |snapshot| at(snapshot).index);
+        assert!(index >= made, "{index} was found, {made} was made");
+        let names = fs.list(&dir).expect("readable");
+        assert_eq!(names.len(), if index == 0 { 0 } else { 2 }, "{names:?}");
+        let Some(current) = current else { return };
+        let records = current.snapshot.records().expect("opened");
+        let records = records.map(|record| record.expect("whole"));
+        let (restored, mark) =
+            State::restore(super::memory(), Options::default(), records.map(Ok)).expect("restored");
+        assert_eq!(mark, vec![index as u8; 3]);
+        assert_eq!(restored.reader().revision(), 1 + 5 * index as i64);
+        // A copy has everything in its one file, of which the size is that told.
+        let fs: Arc<dyn Fs> = Arc::new(fs);
+        let copy = PathBuf::from("/copy");
+        current.snapshot.copy_to(&fs, &copy).expect("copied");
+        let length = fs.open(&copy).expect("opened").length().expect("known");
+        assert_eq!(length, sizes[index as usize - 1]);
+    });
+    println!("{count} states");
+    assert!(count > 50);
 }

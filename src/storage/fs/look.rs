@@ -36,6 +36,10 @@ impl Fs for LookOnly {
         Ok(())
     }
 
+    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn remove(&self, _: &Path) -> io::Result<()> {
         Ok(())
     }

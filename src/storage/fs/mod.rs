@@ -9,7 +9,7 @@ mod sim;
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -34,6 +34,9 @@ pub trait Fs: Send + Sync {
 
     /// Gives a file another name, replacing what had it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name. It is there until it has none.
+    fn link(&self, path: &Path, other: &Path) -> io::Result<()>;
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
@@ -61,6 +64,12 @@ pub trait File: Send + Sync {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Bytes that go with this name of a file: none if it has another one.
+pub fn bytes_alone(path: &Path) -> io::Result<u64> {
+    let file = std::fs::metadata(path)?;
+    Ok(if file.nlink() == 1 { file.len() } else { 0 })
 }
 
 /// The disk of this machine.
@@ -106,6 +115,10 @@ impl Fs for RealFs {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         std::fs::rename(from, to)
+    }
+
+    fn link(&self, path: &Path, other: &Path) -> io::Result<()> {
+        std::fs::hard_link(path, other)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

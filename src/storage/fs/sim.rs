@@ -26,6 +26,7 @@ const TORN_CHOICES: u64 = 4;
 #[allow(missing_docs, reason = "they are the methods of `Fs` and `File`")]
 #[derive(Debug, Clone)]
 pub enum Op {
+    /// A name for a file, new or not.
     Create {
         file: usize,
         path: PathBuf,
@@ -111,6 +112,18 @@ struct Inner {
     stalled: bool,
     /// Nothing works any more.
     dead: bool,
+}
+
+impl Inner {
+    fn refuse_taken(&self, path: &Path) -> io::Result<()> {
+        match self.disk.names.contains_key(path) {
+            true => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                path.display().to_string(),
+            )),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The disk. Clones are the same disk.
@@ -225,12 +238,7 @@ impl Fs for SimFs {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = {
             let mut inner = self.lock();
-            if inner.disk.names.contains_key(path) {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    path.display().to_string(),
-                ));
-            }
+            inner.refuse_taken(path)?;
             inner.next += 1;
             inner.next
         };
@@ -259,6 +267,18 @@ impl Fs for SimFs {
         self.act(Op::Rename {
             from: from.to_path_buf(),
             to: to.to_path_buf(),
+        })
+    }
+
+    fn link(&self, path: &Path, other: &Path) -> io::Result<()> {
+        let file = {
+            let inner = self.lock();
+            inner.refuse_taken(other)?;
+            *inner.disk.names.get(path).ok_or_else(|| not_found(path))?
+        };
+        self.act(Op::Create {
+            file,
+            path: other.to_path_buf(),
         })
     }
 
