@@ -996,8 +996,8 @@ async fn watch_core(raft: Raft, failure: Failure) {
 /// Asks for a snapshot whenever the log has grown enough since the last one, or the state has left enough of it behind.
 async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, count: u64) {
     let mut written_at_last = 0;
-    // The snapshot that was looked at last, and what it alone took on the disk at first.
-    let mut at_first = (None, 0);
+    // The snapshot that was looked at last, what it alone took on the disk at first, and what at the last look.
+    let (mut at_first, mut alone_at_last) = ((None, 0), 0);
     loop {
         tokio::time::sleep(SNAPSHOT_CHECK).await;
         let metrics = raft.metrics().borrow_watched().clone();
@@ -1015,7 +1015,9 @@ async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, cou
         let covered = last.map_or(0, |log_id| log_id.index);
         let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
         let by_bytes = wal.bytes_written() - written_at_last > limit;
-        let by_waste = alone.saturating_sub(at_first.1) > limit;
+        // While the state goes on rewriting its files, another snapshot would soon be in the same case.
+        let is_at_rest = std::mem::replace(&mut alone_at_last, alone) == alone;
+        let by_waste = is_at_rest && alone.saturating_sub(at_first.1) > limit;
         let by_count = count > 0 && applied.saturating_sub(covered) >= count;
         if (by_bytes || by_waste || by_count) && applied > covered {
             written_at_last = wal.bytes_written();
