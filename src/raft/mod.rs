@@ -12,7 +12,7 @@
 //!
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it ·
 //! [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader ·
-//! [`snapshot`] snapshot files · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
+//! [`snapshot`] snapshot files, [`due`] when · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
 //! counted · [`contact`] who answers · [`links`], [`ballots`], [`observer`] what the journal is told ·
 //! [`figures`] for whoever looks · [`membership`] one change at a time ·
 //! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`replica`] all of it, opened
@@ -20,6 +20,7 @@
 
 mod ballots;
 mod contact;
+mod due;
 pub mod entry;
 pub mod fates;
 pub mod feed;

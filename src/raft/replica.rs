@@ -47,12 +47,6 @@ use crate::storage::fs::Fs;
 use crate::storage::wal::{Wal, WalError, WalOptions};
 use crate::tls::ClientTls;
 
-/// A snapshot is taken when the log has grown by this much since the last, or by a quarter of the last snapshot's size if
-/// that is more: a member that was away is sent the log sooner than the state. Also when it keeps so much on the disk
-/// that the state has left behind.
-const SNAPSHOT_BYTES: u64 = 64 << 20;
-/// How often the log's growth is looked at.
-const SNAPSHOT_CHECK: Duration = Duration::from_millis(500);
 /// How long a member that is behind is waited for before its checksum is given up.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Records of the journal that another member is sent at once.
@@ -326,7 +320,7 @@ impl Replica {
         .map_err(|error| OpenError::Raft(error.to_string()))?;
         let rounds = Rounds::start(raft.clone(), peers.clone(), options.timing.election / 2);
         tokio::spawn(watch_core(raft.clone(), failure.clone()));
-        tokio::spawn(take_snapshots(
+        tokio::spawn(super::due::take_snapshots(
             raft.clone(),
             wal.clone(),
             snapshots.clone(),
@@ -990,40 +984,5 @@ async fn watch_core(raft: Raft, failure: Failure) {
     match state {
         Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
         Err(fatal) => failure.report(format!("raft stopped: {fatal}")),
-    }
-}
-
-/// Asks for a snapshot whenever the log has grown enough since the last one, or the state has left enough of it behind.
-async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, count: u64) {
-    let mut written_at_last = 0;
-    // The snapshot that was looked at last, what it alone took on the disk at first, and what at the last look.
-    let (mut at_first, mut alone_at_last) = ((None, 0), 0);
-    loop {
-        tokio::time::sleep(SNAPSHOT_CHECK).await;
-        let metrics = raft.metrics().borrow_watched().clone();
-        if metrics.running_state.is_err() {
-            return;
-        }
-        let current = snapshots.current();
-        let last = current.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
-        let file = current.as_ref().map(|snapshot| &snapshot.snapshot);
-        let (size, alone) = file.map_or((0, 0), |file| (file.size(), file.bytes_alone()));
-        if at_first.0 != last {
-            at_first = (last, alone);
-        }
-        let limit = SNAPSHOT_BYTES.max(size / 4);
-        let covered = last.map_or(0, |log_id| log_id.index);
-        let applied = metrics.last_applied.map_or(0, |log_id| log_id.index);
-        let by_bytes = wal.bytes_written() - written_at_last > limit;
-        // While the state goes on rewriting its files, another snapshot would soon be in the same case.
-        let is_at_rest = std::mem::replace(&mut alone_at_last, alone) == alone;
-        let by_waste = is_at_rest && alone.saturating_sub(at_first.1) > limit;
-        let by_count = count > 0 && applied.saturating_sub(covered) >= count;
-        if (by_bytes || by_waste || by_count) && applied > covered {
-            written_at_last = wal.bytes_written();
-            if raft.trigger().snapshot().await.is_err() {
-                return;
-            }
-        }
     }
 }

@@ -1,0 +1,146 @@
+//! When a snapshot is due.
+//!
+//! It costs little (`raft/snapshot.rs`), but a member that was away should rather be sent the end of the log than all of the
+//! state. So one is taken when the log has grown by some of the state's size since the last; when the last keeps as much
+//! on the disk that the state has left behind; or after so many entries, where that is asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+
+use super::snapshot::SnapshotStore;
+use super::{LogId, Raft};
+use crate::storage::wal::Wal;
+
+/// Less than this is not worth a snapshot, nor is less than a quarter of the last one.
+const LEAST_BYTES: u64 = 64 << 20;
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What is there at one look.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// Bytes that were ever written to the log.
+    written: u64,
+    applied: u64,
+    /// Where the last snapshot ends.
+    last: Option<LogId>,
+    /// Bytes of everything in it.
+    size: u64,
+    /// Bytes on the disk that are there for it alone.
+    alone: u64,
+}
+
+/// What is remembered from look to look.
+#[derive(Debug, Default)]
+struct Due {
+    count: u64,
+    /// What was written to the log when the last snapshot was asked for.
+    written: u64,
+    /// The last snapshot, and what it alone took when it was seen first.
+    first: (Option<LogId>, u64),
+    /// What it alone took at the last look.
+    alone: u64,
+}
+
+impl Due {
+    fn is_due(&mut self, seen: &Seen) -> bool {
+        if self.first.0 != seen.last {
+            self.first = (seen.last, seen.alone);
+        }
+        let limit = LEAST_BYTES.max(seen.size / 4);
+        let covered = seen.last.map_or(0, |log_id| log_id.index);
+        let by_log = seen.written - self.written > limit;
+        // While the state goes on leaving files, the next snapshot would soon be in the same case.
+        let is_at_rest = std::mem::replace(&mut self.alone, seen.alone) == seen.alone;
+        let by_waste = is_at_rest && seen.alone.saturating_sub(self.first.1) > limit;
+        let by_count = self.count > 0 && seen.applied.saturating_sub(covered) >= self.count;
+        let is_due = (by_log || by_waste || by_count) && seen.applied > covered;
+        if is_due {
+            self.written = seen.written;
+        }
+        is_due
+    }
+}
+
+/// Asks for snapshots when they are due, for as long as Raft runs; after `count` entries too, if that is not 0.
+pub(super) async fn take_snapshots(raft: Raft, wal: Wal, snapshots: Arc<SnapshotStore>, count: u64) {
+    let mut due = Due {
+        count,
+        ..Due::default()
+    };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let metrics = raft.metrics().borrow_watched().clone();
+        if metrics.running_state.is_err() {
+            return;
+        }
+        let current = snapshots.current();
+        let current = current.as_ref();
+        let seen = Seen {
+            written: wal.bytes_written(),
+            applied: metrics.last_applied.map_or(0, |log_id| log_id.index),
+            last: current.and_then(|current| current.meta.last_log_id),
+            size: current.map_or(0, |current| current.snapshot.size()),
+            alone: current.map_or(0, |current| current.snapshot.bytes_alone()),
+        };
+        if due.is_due(&seen) && raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::entry::new_log_id;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Of a state of this many MiB, at entry 100; the last snapshot is of entry 50.
+    fn seen(size: u64, written: u64, alone: u64) -> Seen {
+        Seen {
+            written: written * MIB,
+            applied: 100,
+            last: Some(new_log_id(1, 1, 50)),
+            size: size * MIB,
+            alone: alone * MIB,
+        }
+    }
+
+    #[test]
+    fn it_is_when_the_log_has_grown_by_some_of_the_state() {
+        let mut due = Due::default();
+        assert!(!due.is_due(&seen(10, 64, 0)));
+        assert!(due.is_due(&seen(10, 65, 0)));
+        // It was asked for: the log grows anew.
+        assert!(!due.is_due(&seen(10, 100, 0)));
+        assert!(!due.is_due(&seen(1000, 300, 0)));
+        assert!(due.is_due(&seen(1000, 316, 0)));
+    }
+
+    #[test]
+    fn it_is_when_the_last_keeps_much_of_what_the_state_left_and_that_is_over() {
+        let mut due = Due::default();
+        // From the first: not left behind since.
+        for alone in [500, 500, 550, 600] {
+            assert!(!due.is_due(&seen(100, 0, alone)));
+        }
+        assert!(due.is_due(&seen(100, 0, 600)));
+    }
+
+    #[test]
+    fn it_is_after_so_many_entries_and_never_without_any() {
+        let mut due = Due {
+            count: 50,
+            ..Due::default()
+        };
+        assert!(due.is_due(&seen(0, 0, 0)));
+        let nothing_new = Seen {
+            applied: 50,
+            ..seen(0, 1000, 0)
+        };
+        assert!(!due.is_due(&nothing_new));
+    }
+}
