@@ -10,7 +10,7 @@
 //!   still trusts its own.
 //! * our own encodings on disk and wire ([`entry`]).
 //!
-//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it ·
+//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it, with [`restraint`] ·
 //! [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader ·
 //! [`snapshot`] snapshot files, [`due`] when · [`network`] to peers · [`peer`] from peers · [`traffic`] both,
 //! counted · [`contact`] who answers · [`links`], [`ballots`], [`observer`] what the journal is told ·
@@ -37,6 +37,7 @@ pub mod read_index;
 pub mod recover;
 pub mod replica;
 pub mod restored;
+mod restraint;
 pub mod saving;
 pub mod snapshot;
 pub mod state_machine;

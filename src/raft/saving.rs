@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::replica::Failure;
+use super::restraint::Restraint;
 use crate::metrics::Metrics;
 use crate::state::{Defragmented, Saver};
 use crate::storage::Engine;
@@ -90,6 +91,7 @@ fn save_until(
     wake: &(Mutex<()>, Condvar),
     stopping: &AtomicBool,
 ) -> Result<(), crate::storage::Error> {
+    let mut restraint = Restraint::new();
     loop {
         let last = stopping.load(Ordering::Relaxed);
         let began = Instant::now();
@@ -99,15 +101,36 @@ fn save_until(
         if last {
             return Ok(());
         }
-        let is_sweeping = saver.sweep(SWEEP_SLICE)?;
-        metrics.versions_reclaimed.add(saver.take_reclaimed());
-        let is_copying = defragmenter.step(saver)?;
-        if !is_sweeping && !is_copying && !saver.tidy()? {
-            let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Woken early or late makes no difference: the loop looks for itself.
-            drop(wake.1.wait_timeout(guard, SAVE_INTERVAL));
+        // For a defragmentation somebody waits.
+        if defragmenter.step(saver)? {
+            continue;
         }
+        if restraint.left().is_zero() && reclaim(saver, metrics, &mut restraint)? {
+            continue;
+        }
+        let pause = match restraint.left() {
+            Duration::ZERO => SAVE_INTERVAL,
+            left => left.min(SAVE_INTERVAL),
+        };
+        let guard = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Woken early or late makes no difference: the loop looks for itself.
+        drop(wake.1.wait_timeout(guard, pause));
     }
+}
+
+/// One slice of reclaiming; whether there is more.
+fn reclaim(
+    saver: &Saver,
+    metrics: &Metrics,
+    restraint: &mut Restraint,
+) -> Result<bool, crate::storage::Error> {
+    let began = Instant::now();
+    let more = saver.sweep(SWEEP_SLICE)? || saver.tidy()?;
+    metrics.versions_reclaimed.add(saver.take_reclaimed());
+    if more {
+        restraint.worked(began.elapsed());
+    }
+    Ok(more)
 }
 
 /// Why a defragmentation did not happen; nothing has changed.
