@@ -22,9 +22,13 @@
 //!
 //! **Single flight.** One round serves all reads that were waiting when it began; those that come during a round wait
 //! for the next one, never for one that began before them.
+//!
+//! **No more questions than it takes.** The voters that answered the last round are asked, as many as make a quorum; the
+//! others when one of those disagrees, or keeps the round waiting.
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +58,11 @@ pub enum ReadIndexError {
 }
 
 type Waiter = oneshot::Sender<Result<LogId, ReadIndexError>>;
+
+/// How long those who answered the last round are waited for before the others are asked too. A question whose answer is not
+/// waited for is taken back, and a voter that gets more of such than of others closes the connection: so nobody is
+/// asked who need not be.
+const HEDGE: Duration = Duration::from_millis(10);
 
 /// Reads waiting for a round; bounded, as each belongs to a request that is counted in flight.
 const WAITERS: usize = 65_536;
@@ -112,14 +121,14 @@ impl Rounds {
 }
 
 async fn run(mut queue: mpsc::Receiver<Waiter>, raft: Raft, voters: Arc<impl AskVote>, limit: Duration) {
-    let mut waiting = Vec::new();
+    let (mut waiting, mut prompt) = (Vec::new(), BTreeSet::new());
     while queue.recv_many(&mut waiting, WAITERS).await > 0 {
         // Reads that are about to come, come along.
         tokio::task::yield_now().await;
         while let Ok(waiter) = queue.try_recv() {
             waiting.push(waiter);
         }
-        let result = round(&raft, &*voters, limit).await;
+        let result = round(&raft, &*voters, limit, &mut prompt).await;
         for waiter in waiting.drain(..) {
             // A reader that gave up is no concern of the others.
             let _ = waiter.send(result);
@@ -136,11 +145,23 @@ struct Standing {
     nodes: Vec<(u64, Node)>,
 }
 
-async fn round(raft: &Raft, voters: &impl AskVote, limit: Duration) -> Result<LogId, ReadIndexError> {
+/// `prompt`: who answered the last one.
+async fn round(
+    raft: &Raft,
+    voters: &impl AskVote,
+    limit: Duration,
+    prompt: &mut BTreeSet<u64>,
+) -> Result<LogId, ReadIndexError> {
     let standing = standing(raft).await?;
-    match standing.committed {
-        Some(committed) if confirmed(*raft.node_id(), voters, &standing, limit).await => Ok(committed),
-        _ => by_heartbeats(raft).await,
+    let Some(committed) = standing.committed else {
+        return by_heartbeats(raft).await;
+    };
+    match confirmed(*raft.node_id(), voters, &standing, limit, prompt).await {
+        Some(agreeing) => {
+            *prompt = agreeing;
+            Ok(committed)
+        }
+        None => by_heartbeats(raft).await,
     }
 }
 
@@ -178,27 +199,47 @@ async fn standing(raft: &Raft) -> Result<Standing, ReadIndexError> {
     })
 }
 
-/// Whether a quorum still holds the leader's vote.
-async fn confirmed(me: u64, voters: &impl AskVote, standing: &Standing, limit: Duration) -> bool {
+/// A quorum that still holds the leader's vote.
+async fn confirmed(
+    me: u64,
+    voters: &impl AskVote,
+    standing: &Standing,
+    limit: Duration,
+    prompt: &BTreeSet<u64>,
+) -> Option<BTreeSet<u64>> {
     let mut agreeing = BTreeSet::from([me]);
-    if is_quorum(&standing.voters, &agreeing) {
-        return true;
-    }
-    let mut asks: FuturesUnordered<_> = standing
-        .nodes
-        .iter()
-        .filter(|(id, _)| *id != me)
-        .map(|(id, node)| async move { (*id, voters.vote_of(*id, node, limit).await) })
-        .collect();
-    while let Some((id, vote)) = asks.next().await {
-        if holds(vote, standing.vote) {
-            agreeing.insert(id);
-        }
-        if is_quorum(&standing.voters, &agreeing) {
-            return true;
+    let (first, mut later) = in_turns(me, standing, prompt);
+    let ask = |(id, node)| async move { (id, voters.vote_of(id, node, limit).await) };
+    let mut asks: FuturesUnordered<_> = first.into_iter().map(ask).collect();
+    let mut hedge = pin!(tokio::time::sleep(HEDGE));
+    while !is_quorum(&standing.voters, &agreeing) {
+        let answer = tokio::select! {
+            answer = asks.next() => Some(answer?),
+            () = &mut hedge, if !later.is_empty() => None,
+        };
+        match answer {
+            Some((id, vote)) if holds(vote, standing.vote) => drop(agreeing.insert(id)),
+            _ => asks.extend(later.drain(..).map(ask)),
         }
     }
-    false
+    Some(agreeing)
+}
+
+type Voters<'a> = Vec<(u64, &'a Node)>;
+
+/// The other voters: those who are asked first, which are as many as it takes, the prompt ones before others; and the rest.
+fn in_turns<'a>(me: u64, standing: &'a Standing, prompt: &BTreeSet<u64>) -> (Voters<'a>, Voters<'a>) {
+    let others = standing.nodes.iter().filter(|(id, _)| *id != me);
+    let mut first: Voters<'a> = others.map(|(id, node)| (*id, node)).collect();
+    first.sort_by_key(|(id, _)| !prompt.contains(id));
+    let mut asked = BTreeSet::from([me]);
+    let enough = first.iter().position(|(id, _)| {
+        let enough = is_quorum(&standing.voters, &asked);
+        asked.insert(*id);
+        enough
+    });
+    let later = enough.map_or(Vec::new(), |enough| first.split_off(enough));
+    (first, later)
 }
 
 /// Whether a voter's vote is the leader's: it may have granted it, and not heard yet that it was elected.
@@ -236,6 +277,35 @@ fn not_leading(raft: &Raft, forward: openraft::errors::ForwardToLeader<Types>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn standing(voters: Vec<BTreeSet<u64>>) -> Standing {
+        let all: BTreeSet<u64> = voters.iter().flatten().copied().collect();
+        Standing {
+            vote: Vote::new_committed(1, 1),
+            committed: None,
+            voters,
+            nodes: all.into_iter().map(|id| (id, Node::default())).collect(),
+        }
+    }
+
+    #[test]
+    fn as_many_are_asked_first_as_make_a_quorum_and_the_prompt_ones_before_others() {
+        let ids = |voters: Voters<'_>| voters.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        let turns = |voters: &[&[u64]], prompt: &[u64]| {
+            let voters = voters.iter().map(|set| set.iter().copied().collect());
+            let standing = standing(voters.collect());
+            let (first, later) = in_turns(1, &standing, &prompt.iter().copied().collect());
+            (ids(first), ids(later))
+        };
+        assert_eq!(turns(&[&[1]], &[]), (vec![], vec![]));
+        assert_eq!(turns(&[&[1, 2]], &[]), (vec![2], vec![]));
+        assert_eq!(turns(&[&[1, 2, 3]], &[]), (vec![2], vec![3]));
+        assert_eq!(turns(&[&[1, 2, 3]], &[1, 3]), (vec![3], vec![2]));
+        assert_eq!(turns(&[&[1, 2, 3, 4, 5]], &[1, 4]), (vec![4, 2], vec![3, 5]));
+        assert_eq!(turns(&[&[1, 2, 3], &[1, 4, 5]], &[]), (vec![2, 3, 4], vec![5]));
+        // A leader that is on its way out.
+        assert_eq!(turns(&[&[2, 3, 4]], &[3, 4]), (vec![3, 4], vec![2]));
+    }
 
     #[test]
     fn a_joint_membership_needs_a_quorum_of_both_voter_sets() {

@@ -72,6 +72,23 @@ async fn a_leader_that_was_cut_off_and_replaced_is_not_confirmed() {
     );
 }
 
+/// Whichever other member is away, and from then on only the one that answers is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_is_confirmed_by_whoever_is_there() {
+    for away in [1, 2] {
+        let cluster = led_by_0(4 * ELECTION).await;
+        cluster.network.link(0, away, false);
+        let rounds = &cluster.members[0].rounds;
+        assert!(rounds.read_index().await.is_ok());
+        let asked = *cluster.network.questions.borrow();
+        for _ in 0..20 {
+            assert!(rounds.read_index().await.is_ok());
+        }
+        let asked = *cluster.network.questions.borrow() - asked;
+        assert!(asked < 40, "both are asked each time: {asked}");
+    }
+}
+
 /// A follower that asks says which vote it holds: with the leader's own that makes a quorum of three.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_asks_confirms_the_leader_by_its_own_vote() {
