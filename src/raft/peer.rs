@@ -16,9 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
+use super::forwarded::Forwarded;
 use super::identity::Identity;
 use super::network::{MAX_MESSAGE, wire_vote};
-use super::replica::{Forwarded, Replica};
+use super::replica::Replica;
 use super::{Entry, Raft, Types};
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::peer_server::{Peer, PeerServer};

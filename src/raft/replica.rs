@@ -2,17 +2,10 @@
 //!
 //! This is the face that the server sees. It knows how to propose as the leader, how to ask the leader from a
 //! follower, how far things are, and how to stop; it does not decide when to retry or whom to tell.
-//!
-//! **Opening.** Truth is the log and the last snapshot file; the engine is the applied state and may be thrown away.
-//! It is kept when the caller trusts it (clean stop, or the same boot of the machine), it opens, it is not older than
-//! the snapshot, and the entry that it was saved at is in the log (or is where the snapshot ends). It may not be there:
-//! what a quorum of others has on disk is applied here before our own log has it on disk, and a kill then leaves a
-//! saved state that is ahead of its log. Otherwise the state is rebuilt from the snapshot, and openraft applies the
-//! log from there.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -21,30 +14,28 @@ use openraft::Instant as _;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
-use prost::Message;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
 use super::entry::{LeaderId, from_wire_log_id, leader_id, to_wire_vote};
 use super::fates::{Fates, fate_of, propose_as};
 use super::feed::Feed;
+use super::forwarded::Forwarded;
 use super::identity::Identity;
 use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
+use super::open::{open_state, open_wal};
 use super::read_index::{ReadIndexError, Rounds};
-use super::saving::{DefragmentError, Defragmenter, engine_dirs, numbered_engines};
+use super::saving::{DefragmentError, Defragmenter, numbered_engines};
 use super::snapshot::SnapshotStore;
-use super::state_machine::{LeaseSink, Mark, Shell, StateMachine, TokenSink};
+use super::state_machine::{LeaseSink, Shell, StateMachine, TokenSink};
 use super::{LogId, Node, Raft, Reply, Timing, Types, Vote};
-use crate::error::Error;
 use crate::journal::{Event, Id};
 use crate::metrics::Metrics;
-use crate::pb::pontoon::command::reply;
-use crate::pb::pontoon::{command, peer};
-use crate::state::{self, Defragmented, ReadError, Reader, SnapshotSource, State};
-use crate::storage::Engine;
+use crate::pb::pontoon::peer;
+use crate::state::{self, Defragmented, ReadError, Reader, SnapshotSource};
 use crate::storage::fs::Fs;
-use crate::storage::wal::{Wal, WalError, WalOptions};
+use crate::storage::wal::{Wal, WalError};
 use crate::tls::ClientTls;
 
 /// How long a member that is behind is waited for before its checksum is given up.
@@ -150,57 +141,6 @@ pub enum ProposeError {
     NotProposed(String),
     /// It may or may not be committed.
     Unknown(String),
-}
-
-/// What became of a command that another member forwarded.
-pub struct Forwarded(pub Result<Reply, ProposeError>);
-
-impl Forwarded {
-    /// For the wire.
-    pub fn into_wire(self) -> peer::Forwarded {
-        use peer::forwarded::Result as Wire;
-        let result = match self.0 {
-            Ok(reply) => Wire::Reply(reply_to_wire(reply)),
-            Err(ProposeError::NotProposed(why)) => Wire::NotProposed(why),
-            Err(ProposeError::Unknown(why)) => Wire::Unknown(why),
-        };
-        peer::Forwarded { result: Some(result) }
-    }
-
-    /// From the wire.
-    pub fn from_wire(wire: peer::Forwarded) -> Result<Reply, ProposeError> {
-        use peer::forwarded::Result as Wire;
-        match wire.result {
-            Some(Wire::Reply(bytes)) => reply_from_wire(bytes),
-            Some(Wire::NotProposed(why)) => Err(ProposeError::NotProposed(why)),
-            Some(Wire::Unknown(why)) => Err(ProposeError::Unknown(why)),
-            None => Err(ProposeError::Unknown("the leader's answer is empty".to_string())),
-        }
-    }
-}
-
-fn reply_to_wire(reply: Reply) -> Bytes {
-    let response = match reply.0 {
-        Ok(response) => response,
-        Err(error) => reply::Response::Error(error.text().to_string()),
-    };
-    command::Reply {
-        response: Some(response),
-    }
-    .encode_to_vec()
-    .into()
-}
-
-fn reply_from_wire(bytes: Bytes) -> Result<Reply, ProposeError> {
-    let unreadable = |why: String| ProposeError::Unknown(format!("the leader's answer can't be read: {why}"));
-    let reply = command::Reply::decode(bytes).map_err(|error| unreadable(error.to_string()))?;
-    match reply.response {
-        Some(reply::Response::Error(text)) => Error::parse(&text)
-            .map(|error| Reply(Err(error)))
-            .ok_or(unreadable(text)),
-        Some(response) => Ok(Reply(Ok(response))),
-        None => Err(unreadable("it is empty".to_string())),
-    }
 }
 
 /// What a member has at a revision, in short.
@@ -491,7 +431,7 @@ impl Replica {
 
     /// Proposes what another member forwarded, in the term that it names; 0: in whichever. An answer for each, in
     /// their order.
-    pub async fn propose_forwarded(&self, term: u64, commands: Vec<Bytes>) -> Vec<Forwarded> {
+    pub(super) async fn propose_forwarded(&self, term: u64, commands: Vec<Bytes>) -> Vec<Forwarded> {
         let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
         let mut proposed = Vec::with_capacity(commands.len());
         for command in commands {
@@ -858,113 +798,6 @@ impl Replica {
 /// Whether the request certainly never left this member.
 fn never_sent(status: &tonic::Status) -> bool {
     status.code() == tonic::Code::FailedPrecondition || crate::raft::network::is_connect_error(status)
-}
-
-fn open_wal(options: &Options, failure: &Failure) -> Result<Wal, OpenError> {
-    let failure = failure.clone();
-    let wal_options = WalOptions {
-        log_id: options.identity.member_id(),
-        must_exist: options.has_log,
-        stop: Some(Arc::new(move |error: &io::Error| {
-            failure.report(format!("the write-ahead log failed: {error}"))
-        })),
-        ..WalOptions::default()
-    };
-    Ok(Wal::open(options.fs.clone(), &options.wal_dir, wal_options)?)
-}
-
-fn open_state(
-    options: &Options,
-    log: &LogStore,
-    snapshots: &SnapshotStore,
-    defragmenter: &Defragmenter,
-) -> Result<(State, Mark), OpenError> {
-    std::fs::create_dir_all(&options.state_dir)?;
-    if let Some(continued) = continue_state(options, log, snapshots)? {
-        return Ok(continued);
-    }
-    for dir in engine_dirs(&options.state_dir)? {
-        std::fs::remove_dir_all(dir)?;
-    }
-    rebuild(defragmenter.fresh_engine()?, snapshots)
-}
-
-/// The state as the engine has it, if it can be trusted; says why if not.
-fn continue_state(
-    options: &Options,
-    log: &LogStore,
-    snapshots: &SnapshotStore,
-) -> Result<Option<(State, Mark)>, OpenError> {
-    let dirs = engine_dirs(&options.state_dir)?;
-    if dirs.is_empty() {
-        return Ok(None);
-    }
-    if !options.trust_state {
-        tracing::warn!(
-            "the machine stopped without warning: rebuilding the applied state from snapshot and log"
-        );
-        return Ok(None);
-    }
-    // The newest that is whole: one that was being copied to when the member was killed is not.
-    for dir in dirs.iter().rev() {
-        match try_engine(dir, options.engine_cache, log, snapshots) {
-            Ok(continued) => {
-                for other in dirs.iter().filter(|other| *other != dir) {
-                    std::fs::remove_dir_all(other)?;
-                }
-                return Ok(Some(continued));
-            }
-            Err(why) => {
-                tracing::warn!(dir = %dir.display(), %why, "the applied state can't be continued from")
-            }
-        }
-    }
-    tracing::warn!("rebuilding the applied state from snapshot and log");
-    Ok(None)
-}
-
-fn try_engine(
-    dir: &Path,
-    cache: u64,
-    log: &LogStore,
-    snapshots: &SnapshotStore,
-) -> Result<(State, Mark), String> {
-    let engine = crate::storage::open_engine(dir, cache).map_err(|error| error.to_string())?;
-    let (state, mark) = State::open(engine, state::Options::default()).map_err(|error| error.to_string())?;
-    let mark = mark.ok_or("it holds no complete state")?;
-    let mark = Mark::decode(&mark).map_err(|error| error.to_string())?;
-    let snapshot = snapshots.current().and_then(|snapshot| snapshot.meta.last_log_id);
-    check_place(mark.applied, log, snapshot)?;
-    Ok((state, mark))
-}
-
-/// Whether a state at `applied` is one that the log, or the snapshot, leads to and goes on from.
-fn check_place(applied: Option<LogId>, log: &LogStore, snapshot: Option<LogId>) -> Result<(), String> {
-    if applied < snapshot {
-        return Err("it is older than the snapshot".to_string());
-    }
-    let Some(applied) = applied.filter(|_| applied != snapshot) else {
-        return Ok(());
-    };
-    match log.log_id_at(applied.index).map_err(|error| error.to_string())? {
-        Some(found) if found == applied => Ok(()),
-        found => Err(format!("it is at entry {applied}, where the log has {found:?}")),
-    }
-}
-
-pub(super) fn rebuild(
-    engine: Arc<dyn Engine>,
-    snapshots: &SnapshotStore,
-) -> Result<(State, Mark), OpenError> {
-    let Some(snapshot) = snapshots.current() else {
-        let (state, _) =
-            State::open(engine, state::Options::default()).map_err(|e| OpenError::State(e.to_string()))?;
-        return Ok((state, Mark::default()));
-    };
-    let records = snapshot.snapshot.records()?;
-    let (state, mark) = State::restore(engine, state::Options::default(), records)
-        .map_err(|e| OpenError::State(e.to_string()))?;
-    Ok((state, Mark::decode(&mark)?))
 }
 
 /// Waits for the next change of what is watched. A new receiver has seen nothing: what changed before would be news to it,
