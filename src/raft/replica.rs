@@ -809,7 +809,7 @@ pub(super) async fn next_change<T: Send + Sync>(mut watched: WatchReceiverOf<Typ
 }
 
 /// Reports when openraft's core stops by itself: then its channels close.
-async fn watch_core(raft: Raft, failure: Failure) {
+pub(super) async fn watch_core(raft: Raft, failure: Failure) {
     // That of the server changes seldom; the others change with every entry.
     let mut changes = raft.server_metrics();
     while changes.changed().await.is_ok() {}

@@ -3,6 +3,7 @@
 mod cluster;
 mod confirm;
 mod crash;
+mod failure;
 mod fates;
 mod lost_entries;
 
