@@ -2,7 +2,8 @@
 //!
 //! It costs little (`raft/snapshot.rs`), but a member that was away should rather be sent the end of the log than all of the
 //! state. So one is taken when the log has grown by some of the state's size since the last; when the last keeps as much
-//! on the disk that the state has left behind; or after so many entries, where that is asked for.
+//! on the disk that the state has left behind; or after so many entries, where that is asked for. One that is refused, as
+//! the disk has no room for it, is asked for again after as much again, not at each look.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +37,9 @@ struct Seen {
 #[derive(Debug, Default)]
 struct Due {
     count: u64,
-    /// What was written to the log when the last snapshot was asked for.
-    written: u64,
-    /// The last snapshot, and what it alone took when it was seen first.
+    /// What was there when a snapshot was asked for last.
+    asked: Seen,
+    /// The last snapshot, and what it alone took when it was seen first, or when another was asked for.
     first: (Option<LogId>, u64),
     /// What it alone took at the last look.
     alone: u64,
@@ -51,14 +52,20 @@ impl Due {
         }
         let limit = LEAST_BYTES.max(seen.size / 4);
         let covered = seen.last.map_or(0, |log_id| log_id.index);
-        let by_log = seen.written - self.written > limit;
+        let by_log = seen.written - self.asked.written > limit;
         // While the state goes on leaving files, the next snapshot would soon be in the same case.
         let is_at_rest = std::mem::replace(&mut self.alone, seen.alone) == seen.alone;
         let by_waste = is_at_rest && seen.alone.saturating_sub(self.first.1) > limit;
-        let by_count = self.count > 0 && seen.applied.saturating_sub(covered) >= self.count;
+        let counted_from = match self.asked.last == seen.last {
+            // What was asked for has not come.
+            true => covered.max(self.asked.applied),
+            false => covered,
+        };
+        let by_count = self.count > 0 && seen.applied.saturating_sub(counted_from) >= self.count;
         let is_due = (by_log || by_waste || by_count) && seen.applied > covered;
         if is_due {
-            self.written = seen.written;
+            self.asked = *seen;
+            self.first.1 = seen.alone;
         }
         is_due
     }
@@ -142,5 +149,44 @@ mod tests {
             ..seen(0, 1000, 0)
         };
         assert!(!due.is_due(&nothing_new));
+    }
+
+    /// It is asked for, and none is there at the next look.
+    #[test]
+    fn one_that_is_refused_is_due_after_as_much_again() {
+        let mut by_count = Due {
+            count: 50,
+            ..Due::default()
+        };
+        let at = |applied| Seen {
+            applied,
+            ..seen(0, 0, 0)
+        };
+        let due = [100, 100, 149, 150, 150].map(|applied| by_count.is_due(&at(applied)));
+        assert_eq!(due, [true, false, false, true, false]);
+
+        let mut by_waste = Due::default();
+        let due = [0, 65, 65, 65, 129, 129, 130, 130].map(|alone| by_waste.is_due(&seen(0, 0, alone)));
+        assert_eq!(due, [false, false, true, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn after_one_that_is_taken_entries_are_counted_from_its_end() {
+        let mut due = Due {
+            count: 50,
+            ..Due::default()
+        };
+        assert!(due.is_due(&seen(0, 0, 0)));
+        let at = |last, applied| Seen {
+            applied,
+            last: Some(new_log_id(1, 1, last)),
+            ..seen(0, 0, 0)
+        };
+        // Entries were applied before it was begun.
+        assert!(!due.is_due(&at(110, 159)));
+        assert!(due.is_due(&at(110, 160)));
+        // It is still written when the next is due, which comes to nothing then.
+        assert!(due.is_due(&at(110, 210)));
+        assert!(due.is_due(&at(160, 211)));
     }
 }
