@@ -740,8 +740,12 @@ async fn a_member_with_the_directory_of_another_cluster_joins_neither() {
     cluster.wipe(victim);
     std::fs::rename(&other, cluster.members[victim].data_dir()).expect("directories can be moved");
     cluster.spawn(victim);
-    // It is alone in its own cluster, and serves that at most; the two others go on without it.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // It is alone in its own cluster, and leads that; the two others go on without it.
+    wait_for(PATIENCE, "it to serve its own cluster", || async {
+        let status = cluster.status(victim).await;
+        status.filter(|status| status.leader != 0)
+    })
+    .await;
     let healthy = (victim + 1) % 3;
     let found = cluster.client(healthy).get(KEPT.0).await.expect("a get");
     assert_eq!(found.as_deref(), Some(KEPT.1));
