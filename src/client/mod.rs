@@ -34,6 +34,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 
 use crate::tls::{self, ClientStream, ClientTls};
+use crate::wire::Gathered;
 
 pub use look::{Messages, Pages};
 pub use session::Session;
@@ -116,9 +117,10 @@ impl Options {
     }
 
     /// The same without HTTP/2, for who speaks that with it.
-    pub async fn dial(&self, address: &str) -> Result<ClientStream, ClientError> {
+    pub async fn dial(&self, address: &str) -> Result<Gathered<ClientStream>, ClientError> {
         let uri = Uri::try_from(self.url(address)).map_err(|_| ClientError::Address(address.to_string()))?;
-        self.in_time(address, tls::dial(&uri, self.tls.clone())).await
+        let stream = self.in_time(address, tls::dial(&uri, self.tls.clone())).await?;
+        Ok(Gathered::new(stream))
     }
 
     /// How long a connection is silent before it is probed.

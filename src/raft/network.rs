@@ -30,13 +30,13 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::ballots::Ballots;
 use super::contact::{Contact, Contacts};
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
 use super::identity::Identity;
+use super::line::Line;
 use super::links::{Links, cause};
 use super::snapshot::SnapshotFile;
 use super::traffic::{self, Other, Outgoing};
@@ -49,11 +49,6 @@ use crate::tls::ClientTls;
 
 /// The largest message between members: a slice of the log (1 MiB) or one entry of the largest request, and room.
 pub const MAX_MESSAGE: usize = 64 << 20;
-
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A silent connection is pinged this often, and given up after as long again.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What a connection is used for: each purpose has its own, so that none waits for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +79,7 @@ pub struct Peers {
     tls: Option<Arc<ClientTls>>,
     /// URLs that are dialled elsewhere.
     detours: BTreeMap<String, String>,
-    channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
+    lines: Mutex<BTreeMap<(String, Purpose), Line>>,
     /// Where members are by the newest word of them, which wins over where they were added.
     addresses: RwLock<BTreeMap<u64, Address>>,
 }
@@ -113,7 +108,7 @@ impl Peers {
             timing,
             tls,
             detours: BTreeMap::new(),
-            channels: Mutex::default(),
+            lines: Mutex::default(),
             addresses: RwLock::default(),
         }
     }
@@ -167,8 +162,8 @@ impl Peers {
             );
         }
         // Connections to where nobody is any more go.
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.retain(|(url, _), _| addresses.values().any(|address| address.urls.contains(url)));
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|(url, _), _| addresses.values().any(|address| address.urls.contains(url)));
     }
 
     /// Where the member `id` is reached, which Raft's membership places at `node`.
@@ -206,42 +201,32 @@ impl Peers {
         purpose: Purpose,
         to: Option<Other>,
     ) -> Result<PeerClient<Outgoing>, Status> {
-        let service = Outgoing::new(self.channel_at(url, purpose)?, self.name.clone(), to);
-        Ok(PeerClient::new(service)
+        let line = self.line_to(url, purpose)?;
+        let origin = line.origin();
+        let service = Outgoing::new(line, self.name.clone(), to);
+        Ok(PeerClient::with_origin(service, origin)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))
     }
 
-    /// A connection to whoever is at `url`.
-    pub fn channel_at(&self, url: &str, purpose: Purpose) -> Result<Channel, Status> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A line to whoever is at `url`.
+    pub fn line_to(&self, url: &str, purpose: Purpose) -> Result<Line, Status> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (url.to_string(), purpose);
-        if let Some(channel) = channels.get(&key) {
-            return Ok(channel.clone());
+        if let Some(line) = lines.get(&key) {
+            return Ok(line.clone());
         }
         let dialled = self.detours.get(url).map_or(url, String::as_str);
-        let channel = connect(dialled, self.tls.clone())?;
-        channels.insert(key, channel.clone());
-        Ok(channel)
+        let line = Line::new(dialled, self.tls.clone())
+            .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
+        lines.insert(key, line.clone());
+        Ok(line)
     }
 
     /// How a request for `id` is addressed.
     pub fn target(&self, id: u64) -> peer::Target {
         self.identity.target(id)
     }
-}
-
-fn connect(url: &str, tls: Option<Arc<ClientTls>>) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(url.to_string())
-        .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20);
-    Ok(crate::tls::channel(&endpoint, tls))
 }
 
 /// Makes openraft's clients.
@@ -649,11 +634,11 @@ mod tests {
         peers.moved(2, &two);
         assert_eq!(peers.url(2, &node), "http://b:1");
         assert!(peers.client_at("http://b:1", Purpose::Control).is_ok());
-        assert_eq!(peers.channels.lock().expect("not poisoned").len(), 1);
+        assert_eq!(peers.lines.lock().expect("not poisoned").len(), 1);
         peers.moved(2, &["http://c:1".to_string()]);
         assert_eq!(peers.url(2, &node), "http://c:1");
         assert!(
-            peers.channels.lock().expect("not poisoned").is_empty(),
+            peers.lines.lock().expect("not poisoned").is_empty(),
             "nobody is there any more"
         );
         peers.moved(2, &[]);

@@ -11,10 +11,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use tower::Service;
 
+use super::line::Line;
 use crate::metrics::traffic::Exchange;
 use crate::metrics::{Counter, Metrics};
 
@@ -63,32 +64,32 @@ impl Other {
 /// Requests to one member.
 #[derive(Clone)]
 pub struct Outgoing {
-    channel: Channel,
+    line: Line,
     from: HeaderValue,
     to: Option<Other>,
 }
 
 impl Outgoing {
-    /// Requests over `channel` by the member that is named `from`; counted, if it is known who is asked.
-    pub fn new(channel: Channel, from: HeaderValue, to: Option<Other>) -> Self {
-        Outgoing { channel, from, to }
+    /// Requests on `line` by the member that is named `from`; counted, if it is known who is asked.
+    pub fn new(line: Line, from: HeaderValue, to: Option<Other>) -> Self {
+        Outgoing { line, from, to }
     }
 }
 
 impl Service<Request<Body>> for Outgoing {
-    type Response = Response<Weighed<Body>>;
-    type Error = tonic::transport::Error;
+    type Response = Response<Weighed<hyper::body::Incoming>>;
+    type Error = Status;
     type Future = BoxFuture<Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(cx)
+        self.line.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         request.headers_mut().insert(FROM, self.from.clone());
         let mut other = self.to.clone();
         let weigh = |body| Body::new(Weighed::new(body, other.clone(), SENT));
-        let answer = self.channel.call(request.map(weigh));
+        let answer = self.line.call(request.map(weigh));
         Box::pin(async move {
             let answer = answer.await;
             if let (Err(_), Some(exchange)) = (&answer, other.as_mut().and_then(Other::exchange)) {

@@ -232,10 +232,11 @@ pub async fn connected(
 }
 
 /// A connection of the side that connects, encrypted or not.
-pub type ClientStream = Gathered<Either<TcpStream, client::TlsStream<TcpStream>>>;
+pub type ClientStream = Either<TcpStream, client::TlsStream<TcpStream>>;
 
-async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<ClientStream>> {
-    dial(&uri, tls).await.map(TokioIo::new)
+async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> io::Result<TokioIo<Gathered<ClientStream>>> {
+    let stream = dial(&uri, tls).await?;
+    Ok(TokioIo::new(Gathered::new(stream)))
 }
 
 /// A bare connection: plain to `http://`, over TLS to `https://`.
@@ -245,12 +246,11 @@ pub async fn dial(uri: &Uri, tls: Option<Arc<ClientTls>>) -> io::Result<ClientSt
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
     let stream = TcpStream::connect((host.trim_start_matches('[').trim_end_matches(']'), port)).await?;
     stream.set_nodelay(true)?;
-    let stream = match (is_tls, tls) {
-        (false, _) => Either::Left(stream),
-        (true, Some(tls)) => Either::Right(tls.connect(host, stream).await?),
-        (true, None) => return Err(io::Error::other("https:// needs certificates to be configured")),
-    };
-    Ok(Gathered::new(stream))
+    match (is_tls, tls) {
+        (false, _) => Ok(Either::Left(stream)),
+        (true, Some(tls)) => tls.connect(host, stream).await.map(Either::Right),
+        (true, None) => Err(io::Error::other("https:// needs certificates to be configured")),
+    }
 }
 
 /// Verifies that the other end has the key of the certificate that it shows, and nothing about whose that is.

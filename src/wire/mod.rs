@@ -1,10 +1,13 @@
 //! How bytes travel: what HTTP/2 and gRPC cost is decided by how often the system is called and memory is asked for.
 //!
-//! [`gathered`] has many small frames share one write · [`turn`] all that is said in a turn of a connection's task · [`codec`] has messages live in buffers of their own size.
+//! [`gathered`] has many small frames share one write · [`turn`] all that is said in a turn of a connection's task ·
+//! [`together`] makes that task one with those of its requests · [`codec`] has messages live in buffers of their own size.
 
 pub mod codec;
 pub mod gathered;
+pub mod together;
 pub mod turn;
 
 pub use gathered::Gathered;
+pub use together::{Begun, Together};
 pub use turn::postponed;

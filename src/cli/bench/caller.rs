@@ -38,6 +38,7 @@ use tonic::{Code, Status};
 use super::wire::{Cutter, HEAD, Sink};
 use crate::client::{ClientError, Options};
 use crate::tls::ClientStream;
+use crate::wire::Gathered;
 
 /// How much a server may send unasked on a stream, and on all of a connection: no range waits for us to ask for more.
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -179,7 +180,7 @@ async fn connect(options: &Options, endpoint: &str, lane: &Handle) -> Result<Cur
 }
 
 /// Until it ends, or does not answer.
-async fn drive(mut connection: Connection<ClientStream, Bytes>, calls: Arc<()>, options: Options) {
+async fn drive(mut connection: Connection<Gathered<ClientStream>, Bytes>, calls: Arc<()>, options: Options) {
     let pings = connection.ping_pong();
     let probed = async {
         match pings {

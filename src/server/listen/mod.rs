@@ -7,7 +7,6 @@
 //! are none left, accepting waits.
 
 mod authority;
-mod together;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,11 +25,10 @@ use tokio::task::JoinSet;
 use tokio_util::either::Either;
 
 use self::authority::Lenient;
-use self::together::{Begun, Together};
 use super::bind::Socket;
 use crate::config::Connections;
 use crate::tls::{CommonName, ServerStream, ServerTls};
-use crate::wire::postponed;
+use crate::wire::{Begun, Together, postponed};
 
 /// How long a connection may take to say something, and an HTTP/1 client to send the whole head of its next request.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,10 +1,12 @@
-//! A connection and its requests as one task.
+//! A connection and its requests as one task, on either side.
 //!
 //! hyper would give each request of an HTTP/2 connection a task of its own. Its answer then wakes the connection's task,
 //! perhaps on another core, which sends what it finds: often one answer, with a call of the system for it. Here one task
 //! drives the connection *and* its requests: those that can go on do so first, then everything that they have to say is
 //! sent at once. In return the requests of one connection share a core, so work that takes long is not done in a handler
 //! itself, but by a task or thread that the handler waits for.
+//!
+//! On the side that calls, what hyper would spawn is a body on its way out and an answer that is waited for.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +20,7 @@ use futures::task::AtomicWaker;
 use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
 
-use crate::wire::turn::Turn;
+use super::turn::Turn;
 
 /// After as many turns of a connection that always has new requests, other tasks have theirs.
 const TURNS: usize = 4;
