@@ -424,8 +424,14 @@ impl NetStreamAppend<Types> for Link {
             let sent = under_way.clone();
             let mut target = Some(self.target());
             let requests = input.map(move |request| {
-                sent.fetch_add(1, Ordering::Relaxed);
-                append_request(request, target.take())
+                let target = target.take();
+                // What only tells that entries are committed; the first tells where the follower's log stands.
+                let quiet = request.entries.is_empty() && target.is_none();
+                sent.fetch_add(usize::from(!quiet), Ordering::Relaxed);
+                peer::AppendRequest {
+                    quiet,
+                    ..append_request(request, target)
+                }
             });
             let idle = self.peers.timing.stream_idle();
             let mut client = self.client(self.purpose).map_err(|status| self.failed(status))?;
@@ -563,6 +569,7 @@ fn append_request(request: AppendEntriesRequest<Types>, target: Option<peer::Tar
         prev: request.prev_log_id.as_ref().map(to_wire_log_id),
         entries,
         committed: request.leader_commit.as_ref().map(to_wire_log_id),
+        quiet: false,
     }
 }
 

@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{Stream, StreamExt};
+use futures::future::ready;
+use futures::{Stream, StreamExt, stream};
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
 };
@@ -23,6 +24,9 @@ use super::replica::Replica;
 use super::{Entry, Raft, Types};
 use crate::pb::pontoon::peer;
 use crate::pb::pontoon::peer::peer_server::{Peer, PeerServer};
+
+/// Requests of one stream that Raft has at once.
+const UNDER_WAY: usize = 64;
 
 /// What a member tells whoever asks who it is.
 #[derive(Debug, Clone)]
@@ -131,22 +135,20 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let mut stream = request.into_inner();
-        let Some(first) = stream.message().await? else {
+        let mut messages = request.into_inner();
+        let Some(first) = messages.message().await? else {
             return Err(Status::invalid_argument("append stream without a request"));
         };
         self.identity.check(first.target)?;
         self.replica.heard_from_leader();
-        let first = append_request(first)?;
-        // A request that can't be read ends the stream: the leader makes it anew.
-        let rest = stream.scan((), |(), message| {
-            futures::future::ready(message.and_then(append_request).ok())
-        });
-        let requests = futures::stream::once(async { first }).chain(rest);
-        let replies = self.raft.stream_append(requests).map(|result| match result {
-            Ok(result) => Ok(append_reply(result)),
-            Err(fatal) => Err(stopped(fatal)),
-        });
+        // One that can't be read ends the stream: the leader makes it anew.
+        let rest = messages.scan((), |(), message| ready(message.ok()));
+        let raft = self.raft.clone();
+        let replies = stream::once(ready(first))
+            .chain(rest)
+            .map(move |request| take(raft.clone(), request))
+            .buffered(UNDER_WAY)
+            .filter_map(|reply| ready(reply.transpose()));
         Ok(Response::new(Box::pin(replies)))
     }
 
@@ -157,13 +159,8 @@ impl Peer for PeerService {
         let request = request.into_inner();
         self.identity.check(request.target)?;
         self.replica.heard_from_leader();
-        let request = append_request(request)?;
-        let prev = request.prev_log_id;
-        let last = request.entries.last().map(|entry: &Entry| entry.log_id).or(prev);
-        let response = self.raft.append_entries(request).await.map_err(stopped)?;
-        Ok(Response::new(append_reply(
-            response.into_stream_result(prev, last),
-        )))
+        let result = append(&self.raft, request).await?;
+        Ok(Response::new(append_reply(result)))
     }
 
     async fn vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteReply>, Status> {
@@ -331,6 +328,24 @@ impl Peer for PeerService {
         self.wishes.send(wish).await.map_err(stopped)?;
         Ok(Response::new(reply.await.map_err(stopped)?))
     }
+}
+
+/// Hands a request of a stream to Raft, when it is polled first. What becomes of it, if that is to be said.
+pub(super) async fn take(
+    raft: Raft,
+    request: peer::AppendRequest,
+) -> Result<Option<peer::AppendReply>, Status> {
+    let is_quiet = request.quiet;
+    let result = append(&raft, request).await?;
+    Ok((!is_quiet || result.is_err()).then(|| append_reply(result)))
+}
+
+async fn append(raft: &Raft, request: peer::AppendRequest) -> Result<StreamAppendResult<Types>, Status> {
+    let request = append_request(request)?;
+    let prev = request.prev_log_id;
+    let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+    let response = raft.append_entries(request).await.map_err(stopped)?;
+    Ok(response.into_stream_result(prev, last))
 }
 
 fn append_request(message: peer::AppendRequest) -> Result<AppendEntriesRequest<Types>, Status> {

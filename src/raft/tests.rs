@@ -1,5 +1,6 @@
 //! The stores, held against openraft's own conformance suite, and a snapshot from one member to another.
 
+mod appends;
 mod cluster;
 mod confirm;
 mod crash;
