@@ -57,8 +57,8 @@ pub(super) struct IoThread {
     pub unvouched: bool,
     /// Makes the next segment's file, beside everything else.
     pub spare: Option<JoinHandle<io::Result<()>>>,
-    /// The newest committed mark, which waits for a batch to ride on.
-    pub committed: Option<Bytes>,
+    /// The last append that was taken from the queue.
+    pub appended: u64,
     /// What a new segment must repeat, as older ones go.
     pub kept: Kept,
     /// Whether it was told to close.
@@ -165,24 +165,26 @@ impl IoThread {
     fn commit(&mut self, shared: &Shared, jobs: Vec<Job>) -> io::Result<()> {
         let (mut records, mut dones) = (Vec::new(), Vec::new());
         for job in jobs {
-            for (record, append) in job.records {
-                match record {
-                    Record::Committed(mark) => self.committed = Some(mark),
-                    record => records.push((record, append)),
-                }
-            }
+            records.extend(job.records);
             dones.extend(job.done);
         }
-        // Committed marks alone are not worth a sync.
         if records.is_empty() && dones.is_empty() {
             return Ok(());
         }
-        records.extend(self.committed.take().map(|mark| (Record::Committed(mark), 0)));
+        let appends = records.iter().map(|(_, append)| *append);
+        self.appended = appends.fold(self.appended, u64::max);
+        records.extend(self.committed(shared));
         let result = self.write(shared, &records);
         for done in dones {
             done(result.as_ref().map_err(copy).copied());
         }
         result
+    }
+
+    /// The committed mark that waits for a batch, if all that it speaks of is on disk before it.
+    fn committed(&self, shared: &Shared) -> Option<(Record, u64)> {
+        let mark = shared.lock().take_committed(self.appended)?;
+        Some((Record::Committed(mark), 0))
     }
 
     fn write(&mut self, shared: &Shared, records: &[(Record, u64)]) -> io::Result<()> {
@@ -372,12 +374,7 @@ impl IoThread {
     }
 
     pub(super) fn vouch(&mut self, shared: &Shared) -> io::Result<()> {
-        let committed: Vec<(Record, u64)> = self
-            .committed
-            .take()
-            .map(|mark| (Record::Committed(mark), 0))
-            .into_iter()
-            .collect();
+        let committed = Vec::from_iter(self.committed(shared));
         let room = self.tail.size - self.tail.at.offset;
         let needed: usize = committed.iter().map(|(record, _)| record.len()).sum();
         if room >= (needed + Record::Sync(self.tail.durable).len()) as u64 {

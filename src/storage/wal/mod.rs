@@ -158,6 +158,8 @@ struct Index {
     first: u64,
     slots: Row<Slot>,
     appends: u64,
+    /// The committed mark that is not on disk, and the last append before it.
+    unsaved: Option<(Bytes, u64)>,
     /// The newest entries: there are many more places than entries in memory.
     cached: Row<Bytes>,
     cached_bytes: usize,
@@ -190,6 +192,12 @@ impl Index {
         self.appends
     }
 
+    /// The mark that is not on disk, if it came behind no later append than that.
+    fn take_committed(&mut self, appended: u64) -> Option<Bytes> {
+        let (mark, _) = self.unsaved.take_if(|(_, after)| *after <= appended)?;
+        Some(mark)
+    }
+
     fn slot(&mut self, index: u64) -> Option<&mut Slot> {
         let at = index.checked_sub(self.first)?;
         self.slots.get_mut(usize::try_from(at).ok()?)
@@ -199,6 +207,23 @@ impl Index {
     fn bytes(&self, index: u64) -> Option<&Bytes> {
         let at = index.checked_sub(self.cached_from())?;
         self.cached.get(usize::try_from(at).ok()?)
+    }
+
+    /// Those of `from..to` that are in memory, up to the first that is not: as many as fit in `max_bytes`, and one at least.
+    fn run(&self, from: u64, to: u64, max_bytes: usize) -> Vec<(u64, Bytes)> {
+        let mut bytes = 0;
+        let mut fits = |entry: &Bytes| {
+            let is_first = bytes == 0;
+            bytes += entry.len();
+            is_first || bytes <= max_bytes
+        };
+        (from..to)
+            .map_while(|index| {
+                self.bytes(index)
+                    .filter(|entry| fits(entry))
+                    .map(|entry| (index, entry.clone()))
+            })
+            .collect()
     }
 
     /// Entries after `last` are gone.
@@ -349,15 +374,11 @@ impl Wal {
         });
     }
 
-    /// Saves how far entries are committed, with the next batch: nothing waits for it.
+    /// Saves how far entries are committed, with the next batch: nothing waits for it, and the thread is not woken.
     pub fn save_committed(&self, mark: Bytes) {
         let mut index = self.shared.lock();
         index.committed = Some(mark.clone());
-        self.send(Job {
-            records: vec![(Record::Committed(mark), 0)],
-            done: None,
-            close: false,
-        });
+        index.unsaved = Some((mark, index.appends));
     }
 
     /// Calls `done` when everything so far is on disk.
@@ -372,6 +393,10 @@ impl Wal {
 
     /// Entries from `from` up to, not including, `to`: as many as fit in `max_bytes`, and one at least.
     pub fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(u64, Bytes)>> {
+        let run = self.shared.lock().run(from, to, max_bytes);
+        if !run.is_empty() {
+            return Ok(run);
+        }
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for index in from..to {
             let Some(entry) = self.read_one(index)? else { break };

@@ -66,7 +66,7 @@ pub(super) fn open(fs: Arc<dyn Fs>, dir: &Path, options: WalOptions) -> Result<(
         segments,
         unvouched: false,
         spare: None,
-        committed: None,
+        appended: 0,
         kept,
         closing: false,
     };

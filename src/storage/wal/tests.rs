@@ -463,3 +463,14 @@ fn a_log_that_is_gone_is_not_made_anew() {
     }
     assert!(gone(reopen(options())), "it was closed");
 }
+
+#[test]
+fn a_committed_mark_waits_for_what_it_speaks_of() {
+    let mut index = Index::default();
+    let append = index.push(1, Bytes::from_static(b"entry"));
+    let mark = Bytes::from_static(b"1 is committed");
+    index.unsaved = Some((mark.clone(), append));
+    assert_eq!(index.take_committed(append - 1), None);
+    assert_eq!(index.take_committed(append), Some(mark));
+    assert_eq!(index.take_committed(append), None, "it is written once");
+}
