@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures::stream::BoxStream;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
 use super::{credentials, header, range, read_error, status, unexpected};
@@ -71,7 +73,7 @@ impl Kv {
         if !request.serializable {
             self.server.barrier().pass().await.map_err(status)?;
         }
-        if request.range_end.is_empty() {
+        if !self.server.reader().is_long(&request) {
             return self.read_range(&who, &request, read).await;
         }
         let kv = self.clone();
@@ -114,11 +116,13 @@ impl Kv {
     }
 }
 
-/// Has what may take long done by a task of its own: the requests of one connection share one.
+/// Has what may take long done by a thread: the requests of one connection share a task, and all tasks share the few
+/// workers that Raft needs too.
 async fn aside<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    let done = tokio::spawn(work).await;
+    let runtime = Handle::current();
+    let done = spawn_blocking(move || runtime.block_on(work)).await;
     done.unwrap_or_else(|_| Err(status(Error::Stopped)))
 }
 

@@ -35,10 +35,12 @@ mod words;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::num::NonZero;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command};
+use tokio::runtime::Runtime;
 
 use crate::config::playground::{self, Playground};
 use crate::config::{self, Values};
@@ -65,7 +67,7 @@ pub fn run() -> ExitCode {
         }
     };
     abort_on_panic();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("pontoon: cannot start: {error}");
@@ -76,6 +78,17 @@ pub fn run() -> ExitCode {
     // A request that is still blocked in a thread must not hold up the exit.
     runtime.shutdown_background();
     code
+}
+
+/// One worker for each core but one, where the threads are that write, sync, save, and tell those who watch. A worker more
+/// is a worker that is woken in vain. `TOKIO_WORKER_THREADS` says otherwise.
+fn runtime() -> std::io::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        builder.worker_threads(cores.saturating_sub(1).max(1));
+    }
+    builder.enable_all().build()
 }
 
 /// etcdctl's code for what was typed wrong: 128 for arguments, 1 for options and verbs that there are not.

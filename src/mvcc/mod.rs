@@ -397,6 +397,14 @@ impl Store {
         )
     }
 
+    /// Whether more keys than so many are in a range, those included that are deleted and not reclaimed yet.
+    pub fn has_more(&self, range: &KeyRange, count: usize) -> bool {
+        let inner = self.read();
+        range
+            .bounds()
+            .is_some_and(|bounds| inner.index.range(bounds).nth(count).is_some())
+    }
+
     /// Whether there is a small record in a range.
     pub fn has_record(&self, range: std::ops::Range<Bytes>) -> bool {
         self.read().records.range(range).next().is_some()

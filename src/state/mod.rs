@@ -39,7 +39,7 @@ pub use range::{EncodedRange, ReadError};
 
 use self::auth::{Auth, Who};
 use crate::error::Error;
-use crate::mvcc::{Store, Versions, Write};
+use crate::mvcc::{KeyRange, Store, Versions, Write};
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmType, CompactionRequest, CompactionResponse, RangeRequest, RangeResponse,
     ResponseHeader, TxnRequest, TxnResponse,
@@ -57,6 +57,8 @@ pub use crate::mvcc::{
 
 /// etcd's default for a command that carries no limit.
 const DEFAULT_TXN_OPS: u32 = 128;
+/// To read so many keys takes some tens of microseconds; more take long.
+const LONG_RANGE: usize = 64;
 
 /// Where in the log a command stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,6 +370,12 @@ impl Reader {
     /// Below this nothing can be read; −1 before any compaction.
     pub fn compacted(&self) -> i64 {
         self.view().compacted()
+    }
+
+    /// Whether a read of this range takes long. Its limit does not matter: all of it is counted.
+    pub fn is_long(&self, request: &RangeRequest) -> bool {
+        let keys = KeyRange::new(&request.key, &request.range_end);
+        !request.range_end.is_empty() && self.current.load().has_more(&keys, LONG_RANGE)
     }
 
     /// A range, with a header that has the revision only.
