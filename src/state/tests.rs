@@ -609,3 +609,28 @@ fn an_alarm_refuses_what_it_must_and_nothing_else() {
     assert_eq!(refusals(AlarmType::Corrupt), (vec![corrupt; 5], false));
     assert_eq!(refusals(AlarmType::None), (vec![None; 5], true));
 }
+
+#[test]
+fn a_range_is_long_by_what_is_in_it() {
+    let mut member = Member::blank();
+    let put = |at: usize| {
+        Op::Put(PutRequest {
+            key: Bytes::from(format!("k{at:02}")),
+            ..PutRequest::default()
+        })
+    };
+    applied(&mut member, (0..65).map(put).collect());
+    let is_long = |key: &'static str, range_end: &'static str| {
+        member.state.reader().is_long(&RangeRequest {
+            key: Bytes::from_static(key.as_bytes()),
+            range_end: Bytes::from_static(range_end.as_bytes()),
+            limit: 1,
+            ..RangeRequest::default()
+        })
+    };
+    assert!(is_long("k", "l"), "all are counted, whatever the limit");
+    assert!(is_long("k", "\0"));
+    for (key, range_end) in [("k00", ""), ("k01", "l"), ("k2", "k3"), ("l", "k"), ("", "")] {
+        assert!(!is_long(key, range_end), "{key} to {range_end}");
+    }
+}
