@@ -16,8 +16,9 @@ use crate::storage::fs::{File, Fs};
 
 /// Once the log has been idle for this long, a sync record of its own vouches for the last batch.
 const IDLE: Duration = Duration::from_millis(50);
-/// Files are zero-filled in slices of this size.
-const ZEROS: usize = 1 << 20;
+/// Files are zero-filled in slices of this size. Linux keeps what one write brought as one piece of its page cache, and
+/// each later write of a few hundred bytes goes through all blocks of the piece that it falls in, again and again.
+const ZEROS: usize = 16 << 10;
 /// The file that a clean close leaves.
 pub(super) const CLOSED: &str = "closed";
 /// The same, while it is written.
