@@ -1,9 +1,12 @@
 //! Keys and values.
 
+use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
@@ -26,12 +29,18 @@ const RECLAIM_CHECK: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct Kv {
     server: Server,
+    /// As many at once as there are cores: more would only hold more answers at once.
+    long_reads: Arc<Semaphore>,
 }
 
 impl Kv {
     /// Serves `server`.
     pub fn new(server: Server) -> Self {
-        Kv { server }
+        let cores = available_parallelism().map_or(1, usize::from);
+        Kv {
+            server,
+            long_reads: Arc::new(Semaphore::new(cores)),
+        }
     }
 
     /// The answer's header: its revision came from the state, the rest is this member's.
@@ -77,7 +86,8 @@ impl Kv {
             return self.read_range(&who, &request, read).await;
         }
         let kv = self.clone();
-        aside(async move { kv.read_range(&who, &request, read).await }).await
+        self.aside(async move { kv.read_range(&who, &request, read).await })
+            .await
     }
 
     /// A range as it goes out.
@@ -91,9 +101,6 @@ impl Kv {
     }
 
     async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {
-        if !state::all_serializable(request) {
-            self.server.barrier().pass().await.map_err(status)?;
-        }
         let (answer, counts) = self
             .server
             .read_as(
@@ -109,21 +116,28 @@ impl Kv {
         answer.map_err(|error| read_error(&self.server, error))
     }
 
+    /// Has a read that may take long done by a thread: the requests of one connection share a task, and all tasks share
+    /// the few workers that Raft needs too.
+    async fn aside<T: Send + 'static>(
+        &self,
+        read: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let stopped = || status(Error::Stopped);
+        let permit = self.long_reads.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| stopped())?;
+        let runtime = Handle::current();
+        let done = spawn_blocking(move || {
+            let _permit = permit;
+            runtime.block_on(read)
+        });
+        done.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
     async fn wait_reclaimed(&self, revision: i64) {
         while self.server.reader().swept() < revision {
             tokio::time::sleep(RECLAIM_CHECK).await;
         }
     }
-}
-
-/// Has what may take long done by a thread: the requests of one connection share a task, and all tasks share the few
-/// workers that Raft needs too.
-async fn aside<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Status>> + Send + 'static,
-) -> Result<T, Status> {
-    let runtime = Handle::current();
-    let done = spawn_blocking(move || runtime.block_on(work)).await;
-    done.unwrap_or_else(|_| Err(status(Error::Stopped)))
 }
 
 #[tonic::async_trait]
@@ -225,8 +239,12 @@ impl Service for Kv {
         let request = request.into_inner();
         state::check_txn(&request, self.server.limits().txn_ops as usize).map_err(status)?;
         let mut response = if state::is_read_only(&request) {
+            if !state::all_serializable(&request) {
+                self.server.barrier().pass().await.map_err(status)?;
+            }
             let kv = self.clone();
-            aside(async move { kv.read_txn(&who, &request).await }).await?
+            self.aside(async move { kv.read_txn(&who, &request).await })
+                .await?
         } else {
             match self
                 .server

@@ -13,12 +13,13 @@
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it,
 //! with [`restraint`] · [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader,
 //! and [`forwarded`] what that leader says · [`snapshot`] snapshot files, [`due`] when · [`network`] to peers, by
-//! [`line`]s · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
+//! [`channel`]s · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
 //! [`observer`] what the journal is told · [`figures`] for whoever looks · [`membership`] one change at a time ·
 //! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`open`] what is on disk, continued
 //! or rebuilt · [`replica`] all of it, opened and running.
 
 mod ballots;
+mod channel;
 mod contact;
 mod due;
 pub mod entry;
@@ -27,7 +28,6 @@ pub mod feed;
 pub mod figures;
 mod forwarded;
 pub mod identity;
-mod line;
 mod links;
 pub mod log_store;
 pub mod membership;

@@ -33,10 +33,10 @@ use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
 use super::ballots::Ballots;
+use super::channel::Channel;
 use super::contact::{Contact, Contacts};
 use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vote};
 use super::identity::Identity;
-use super::line::Line;
 use super::links::{Links, cause};
 use super::snapshot::SnapshotFile;
 use super::traffic::{self, Other, Outgoing};
@@ -79,7 +79,7 @@ pub struct Peers {
     tls: Option<Arc<ClientTls>>,
     /// URLs that are dialled elsewhere.
     detours: BTreeMap<String, String>,
-    lines: Mutex<BTreeMap<(String, Purpose), Line>>,
+    channels: Mutex<BTreeMap<(String, Purpose), Channel>>,
     /// Where members are by the newest word of them, which wins over where they were added.
     addresses: RwLock<BTreeMap<u64, Address>>,
 }
@@ -108,7 +108,7 @@ impl Peers {
             timing,
             tls,
             detours: BTreeMap::new(),
-            lines: Mutex::default(),
+            channels: Mutex::default(),
             addresses: RwLock::default(),
         }
     }
@@ -162,8 +162,8 @@ impl Peers {
             );
         }
         // Connections to where nobody is any more go.
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.retain(|(url, _), _| addresses.values().any(|address| address.urls.contains(url)));
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|(url, _), _| addresses.values().any(|address| address.urls.contains(url)));
     }
 
     /// Where the member `id` is reached, which Raft's membership places at `node`.
@@ -201,26 +201,26 @@ impl Peers {
         purpose: Purpose,
         to: Option<Other>,
     ) -> Result<PeerClient<Outgoing>, Status> {
-        let line = self.line_to(url, purpose)?;
-        let origin = line.origin();
-        let service = Outgoing::new(line, self.name.clone(), to);
+        let channel = self.channel_at(url, purpose)?;
+        let origin = channel.origin();
+        let service = Outgoing::new(channel, self.name.clone(), to);
         Ok(PeerClient::with_origin(service, origin)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))
     }
 
-    /// A line to whoever is at `url`.
-    pub fn line_to(&self, url: &str, purpose: Purpose) -> Result<Line, Status> {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A channel to whoever is at `url`.
+    pub fn channel_at(&self, url: &str, purpose: Purpose) -> Result<Channel, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (url.to_string(), purpose);
-        if let Some(line) = lines.get(&key) {
-            return Ok(line.clone());
+        if let Some(channel) = channels.get(&key) {
+            return Ok(channel.clone());
         }
         let dialled = self.detours.get(url).map_or(url, String::as_str);
-        let line = Line::new(dialled, self.tls.clone())
+        let channel = Channel::new(dialled, self.tls.clone())
             .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
-        lines.insert(key, line.clone());
-        Ok(line)
+        channels.insert(key, channel.clone());
+        Ok(channel)
     }
 
     /// How a request for `id` is addressed.
@@ -455,7 +455,9 @@ fn give_up_when_idle(
             return match timeout(idle, replies.message()).await {
                 Ok(Ok(None)) => None,
                 Ok(Ok(Some(reply))) => {
-                    under_way.fetch_sub(1, Ordering::Relaxed);
+                    // A follower of an earlier build answers what is quiet, too.
+                    let _ = under_way
+                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
                     match append_result(reply) {
                         Ok(result) => Some((Ok(result), Some((replies, under_way)))),
                         Err(status) => Some((Err(rpc_error(status)), None)),
@@ -641,11 +643,11 @@ mod tests {
         peers.moved(2, &two);
         assert_eq!(peers.url(2, &node), "http://b:1");
         assert!(peers.client_at("http://b:1", Purpose::Control).is_ok());
-        assert_eq!(peers.lines.lock().expect("not poisoned").len(), 1);
+        assert_eq!(peers.channels.lock().expect("not poisoned").len(), 1);
         peers.moved(2, &["http://c:1".to_string()]);
         assert_eq!(peers.url(2, &node), "http://c:1");
         assert!(
-            peers.lines.lock().expect("not poisoned").is_empty(),
+            peers.channels.lock().expect("not poisoned").is_empty(),
             "nobody is there any more"
         );
         peers.moved(2, &[]);

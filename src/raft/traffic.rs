@@ -15,7 +15,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use super::line::Line;
+use super::channel::Channel;
 use crate::metrics::traffic::Exchange;
 use crate::metrics::{Counter, Metrics};
 
@@ -64,15 +64,15 @@ impl Other {
 /// Requests to one member.
 #[derive(Clone)]
 pub struct Outgoing {
-    line: Line,
+    channel: Channel,
     from: HeaderValue,
     to: Option<Other>,
 }
 
 impl Outgoing {
-    /// Requests on `line` by the member that is named `from`; counted, if it is known who is asked.
-    pub fn new(line: Line, from: HeaderValue, to: Option<Other>) -> Self {
-        Outgoing { line, from, to }
+    /// Requests on `channel` by the member that is named `from`; counted, if it is known who is asked.
+    pub fn new(channel: Channel, from: HeaderValue, to: Option<Other>) -> Self {
+        Outgoing { channel, from, to }
     }
 }
 
@@ -82,14 +82,14 @@ impl Service<Request<Body>> for Outgoing {
     type Future = BoxFuture<Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.line.poll_ready(cx)
+        self.channel.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         request.headers_mut().insert(FROM, self.from.clone());
         let mut other = self.to.clone();
         let weigh = |body| Body::new(Weighed::new(body, other.clone(), SENT));
-        let answer = self.line.call(request.map(weigh));
+        let answer = self.channel.call(request.map(weigh));
         Box::pin(async move {
             let answer = answer.await;
             if let (Err(_), Some(exchange)) = (&answer, other.as_mut().and_then(Other::exchange)) {

@@ -205,12 +205,12 @@ async fn ask_for_place(
 }
 
 async fn peer_urls_at(peers: &Peers, client_url: &str) -> Vec<String> {
-    let Ok(line) = peers.line_to(client_url, Purpose::Control) else {
+    let Ok(channel) = peers.channel_at(client_url, Purpose::Control) else {
         return Vec::new();
     };
     let list = MemberListRequest { linearizable: false };
-    let origin = line.origin();
-    let mut client = ClusterClient::with_origin(line, origin);
+    let origin = channel.origin();
+    let mut client = ClusterClient::with_origin(channel, origin);
     let list = within(ANSWER, client.member_list(list)).await;
     let members = list.map(|list| list.members).unwrap_or_default();
     members.into_iter().flat_map(|member| member.peer_ur_ls).collect()

@@ -1,6 +1,6 @@
-//! A line to a peer: one connection for one purpose, made at the first request and made anew when it has ended.
+//! A channel to a peer: one connection for one purpose, made at the first request and made anew when it has ended.
 //!
-//! tonic's channel hands each request from task to task: to one that waits for a connection, to hyper's, to one for its
+//! tonic's own hands each request from task to task: to one that waits for a connection, to hyper's, to one for its
 //! body and one for its answer. A round of the log makes some ten such requests and answers, and each hop is a wake. Here
 //! a connection, the bodies that go out on it and the answers that come are one task ([`Together`]).
 //!
@@ -38,9 +38,9 @@ type Requests = http2::SendRequest<Body>;
 /// A connection that is being made, or was.
 type Attempt = Shared<BoxFuture<'static, Result<Requests, Arc<io::Error>>>>;
 
-/// A line to one URL, for one purpose. Cheap to clone.
+/// A channel to one URL, for one purpose. Cheap to clone.
 #[derive(Clone)]
-pub struct Line(Arc<Inner>);
+pub struct Channel(Arc<Inner>);
 
 struct Inner {
     uri: Uri,
@@ -48,10 +48,10 @@ struct Inner {
     newest: Mutex<Option<Attempt>>,
 }
 
-impl Line {
+impl Channel {
     /// To `url`; `tls` is for `https://`. Nothing is connected yet.
-    pub fn new(url: &str, tls: Option<Arc<ClientTls>>) -> Result<Line, http::uri::InvalidUri> {
-        Ok(Line(Arc::new(Inner {
+    pub fn new(url: &str, tls: Option<Arc<ClientTls>>) -> Result<Channel, http::uri::InvalidUri> {
+        Ok(Channel(Arc::new(Inner {
             uri: url.parse()?,
             tls,
             newest: Mutex::default(),
@@ -84,7 +84,7 @@ fn is_of_use(attempt: &Attempt) -> bool {
     }
 }
 
-impl Service<Request<Body>> for Line {
+impl Service<Request<Body>> for Channel {
     type Response = Response<Incoming>;
     type Error = Status;
     type Future = BoxFuture<'static, Result<Self::Response, Status>>;
@@ -115,7 +115,7 @@ async fn connect(uri: Uri, tls: Option<Arc<ClientTls>>) -> Result<Requests, Arc<
     let (requests, connection) = made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%uri, %error, "a line ended");
+            tracing::debug!(%uri, %error, "a channel ended");
         }
     });
     Ok(requests)
@@ -148,9 +148,12 @@ mod tests {
     use super::*;
     use crate::raft::network::is_connect_error;
 
-    fn line_to(listener: &TcpListener) -> Line {
+    /// For what takes no time unless it never happens.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn channel_at(listener: &TcpListener) -> Channel {
         let address = listener.local_addr().expect("its address");
-        Line::new(&format!("http://{address}"), None).expect("a URL")
+        Channel::new(&format!("http://{address}"), None).expect("a URL")
     }
 
     async fn listener() -> TcpListener {
@@ -175,49 +178,50 @@ mod tests {
         while connection.accept().await.is_some() {}
     }
 
-    async fn ask(mut line: Line) -> Result<(), Status> {
-        let request = Request::builder().uri(line.origin()).body(Body::empty());
-        line.call(request.expect("a request")).await.map(drop)
+    async fn ask(mut channel: Channel) -> Result<(), Status> {
+        let request = Request::builder().uri(channel.origin()).body(Body::empty());
+        channel.call(request.expect("a request")).await.map(drop)
     }
 
     #[tokio::test]
     async fn a_connection_serves_all_and_is_made_anew_when_it_has_ended() {
         let listener = listener().await;
-        let line = line_to(&listener);
+        let channel = channel_at(&listener);
         let served = tokio::spawn(async move {
             answer(&listener, 3).await;
             answer(&listener, 1).await;
         });
-        let three = [ask(line.clone()), ask(line.clone()), ask(line.clone())];
+        let three = [ask(channel.clone()), ask(channel.clone()), ask(channel.clone())];
         assert!(futures::future::try_join_all(three).await.is_ok());
         // One that meets the end of the connection fails; it is not sent again.
-        while ask(line.clone()).await.is_err() {}
-        drop(line);
+        let again = async { while ask(channel.clone()).await.is_err() {} };
+        timeout(PATIENCE, again).await.expect("it is made anew");
+        drop(channel);
         served.await.expect("two connections, and no more");
     }
 
     #[tokio::test]
     async fn who_can_not_be_reached_was_sent_nothing() {
         let listener = listener().await;
-        let line = line_to(&listener);
+        let channel = channel_at(&listener);
         let address = listener.local_addr().expect("its address");
         drop(listener);
         for _ in 0..2 {
-            let status = ask(line.clone()).await.expect_err("nobody listens");
+            let status = ask(channel.clone()).await.expect_err("nobody listens");
             assert!(is_connect_error(&status), "{status:?}");
             assert_eq!(status.code(), tonic::Code::Unavailable);
         }
         let listener = TcpListener::bind(address).await.expect("the same port");
         let served = tokio::spawn(async move { answer(&listener, 1).await });
-        assert!(ask(line).await.is_ok(), "it is tried anew");
+        assert!(ask(channel).await.is_ok(), "it is tried anew");
         served.await.expect("a connection");
     }
 
     #[tokio::test]
     async fn an_attempt_goes_on_when_nobody_waits() {
         let listener = listener().await;
-        let line = line_to(&listener);
-        assert!(ask(line.clone()).now_or_never().is_none());
+        let channel = channel_at(&listener);
+        assert!(ask(channel.clone()).now_or_never().is_none());
         let (tell, told) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.expect("a connection");
