@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -194,7 +194,11 @@ fn range(criterion: &mut Criterion) {
         };
         group.throughput(Throughput::Elements(count));
         group.bench_function(format!("{count} keys, encoded"), |bench| {
-            bench.iter(|| reader.encoded_range(&request).expect("it is readable"));
+            bench.iter(|| {
+                reader
+                    .encoded_range(&request, BytesMut::new())
+                    .expect("it is readable")
+            });
         });
     }
 }

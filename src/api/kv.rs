@@ -20,7 +20,7 @@ use crate::pb::etcdserverpb::{
 use crate::pb::pontoon::command::{command::Op, reply};
 use crate::server::Server;
 use crate::server::auth::Credentials;
-use crate::state::{self, ReadError, Reader};
+use crate::state::{self, EncodedRange, ReadError, Reader};
 
 /// How often a physical compaction looks whether the space is reclaimed.
 const RECLAIM_CHECK: Duration = Duration::from_millis(5);
@@ -90,14 +90,13 @@ impl Kv {
             .await
     }
 
-    /// A range as it goes out.
+    /// A range as it goes out, and its header.
     pub(super) async fn encoded_range(
         &self,
         request: Request<RangeRequest>,
-    ) -> Result<Response<range::Answer>, Status> {
-        let (revision, range) = self.range_as(request, Reader::encoded_range).await?;
-        let header = header(&self.server, revision);
-        Ok(Response::new(range::Answer { header, range }))
+    ) -> Result<(ResponseHeader, EncodedRange), Status> {
+        let (revision, range) = self.range_as(request, range::read).await?;
+        Ok((header(&self.server, revision), range))
     }
 
     async fn read_txn(&self, who: &Credentials, request: &TxnRequest) -> Result<TxnResponse, Status> {

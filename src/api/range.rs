@@ -1,15 +1,20 @@
-//! Range as it is called from outside: its pairs are encoded from where they are in the store.
+//! Range as it is called from outside: its pairs are encoded from where they are in the store, and go out as they are.
 //!
 //! By the generated service an answer is made of structures: a thousand pairs are copied out of the store, each with
-//! two counts of who shares its bytes, to be encoded and dropped a moment later. Here the store is asked for bytes.
+//! two counts of who shares its bytes, to be encoded and dropped a moment later. Here the store is asked for bytes, and
+//! what it writes is gRPC's message already: room for gRPC's prefix, the pairs, and behind them what else the answer
+//! says. tonic reads the request and has the errors; a body that it makes itself is copied into.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
 
-use bytes::{BufMut, Bytes};
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue};
 use http_body::Body as HttpBody;
+use http_body_util::{BodyExt, Full};
 use prost::Message;
+use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 
@@ -17,8 +22,12 @@ use super::kv::Kv;
 use super::services::Answering;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
-use crate::state::EncodedRange;
-use crate::wire::codec::{Outgoing, ProtobufCodec};
+use crate::state::{EncodedRange, ReadError, Reader};
+use crate::wire::codec::ProtobufCodec;
+
+/// What stands before a message (gRPC over HTTP/2, "Length-Prefixed-Message"): whether it is compressed, in a byte, and its
+/// length in four.
+const PREFIX: usize = 5;
 
 /// Whether a path is that of the method.
 pub(super) fn is_range(path: &str) -> bool {
@@ -33,68 +42,80 @@ where
     B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send> + Send + 'static,
 {
     Box::pin(async move {
+        let message = OnceLock::new();
+        let range = Range {
+            kv: &kv,
+            message: &message,
+        };
         let mut grpc =
             Grpc::new(ProtobufCodec::default()).apply_max_message_size_config(Some(limit), Some(usize::MAX));
-        Ok(grpc.unary(Range(kv), request).await)
+        let answer = grpc.unary(range, request).await;
+        Ok(match message.into_inner() {
+            Some(message) => answer.map(|_| body(message)),
+            None => answer,
+        })
     })
 }
 
-/// The method.
-struct Range(Arc<Kv>);
+/// The method. Its answer is put where it is told.
+struct Range<'a> {
+    kv: &'a Kv,
+    message: &'a OnceLock<Bytes>,
+}
 
-impl UnaryService<RangeRequest> for Range {
-    type Response = Answer;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Answer>, Status>> + Send>>;
+impl<'a> UnaryService<RangeRequest> for Range<'a> {
+    type Response = ();
+    type Future = BoxFuture<'a, Result<Response<()>, Status>>;
 
     fn call(&mut self, request: Request<RangeRequest>) -> Self::Future {
-        let kv = self.0.clone();
-        Box::pin(async move { kv.encoded_range(request).await })
+        let Range { kv, message } = *self;
+        Box::pin(async move {
+            let (header, range) = kv.encoded_range(request).await?;
+            let answer = complete(header, range)?;
+            message.get_or_init(|| answer);
+            Ok(Response::new(()))
+        })
     }
 }
 
-/// A `RangeResponse`, its pairs encoded.
-pub struct Answer {
-    /// Complete.
-    pub header: ResponseHeader,
-    /// The rest.
-    pub range: EncodedRange,
+/// A range behind room for the prefix, and the revision for its header.
+pub(super) fn read(reader: &Reader, request: &RangeRequest) -> Result<(i64, EncodedRange), ReadError> {
+    reader.encoded_range(request, BytesMut::zeroed(PREFIX))
 }
 
-impl Answer {
-    /// What stands before the pairs, and what stands behind them: messages one after the other are one.
-    fn ends(&self) -> [RangeResponse; 2] {
-        let head = RangeResponse {
-            header: Some(self.header),
-            ..RangeResponse::default()
-        };
-        let tail = RangeResponse {
-            more: self.range.more,
-            count: self.range.count,
-            ..RangeResponse::default()
-        };
-        [head, tail]
-    }
+/// The message, with its prefix. The header stands last: a message's fields may have any order.
+fn complete(header: ResponseHeader, range: EncodedRange) -> Result<Bytes, Status> {
+    let rest = RangeResponse {
+        header: Some(header),
+        kvs: Vec::new(),
+        more: range.more,
+        count: range.count,
+    };
+    let mut message = range.kvs;
+    message.reserve(rest.encoded_len());
+    rest.encode_raw(&mut message);
+    let length = message.len() - PREFIX;
+    let length = u32::try_from(length)
+        .map_err(|_| Status::resource_exhausted(format!("an answer of {length} bytes: 4 GiB is the most")))?;
+    message[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    Ok(message.freeze())
 }
 
-impl Outgoing for Answer {
-    fn length(&self) -> usize {
-        let ends = self.ends().iter().map(Message::encoded_len).sum::<usize>();
-        ends + self.range.kvs.len()
-    }
-
-    fn write(&self, buf: &mut impl BufMut) {
-        let [head, tail] = self.ends();
-        head.encode_raw(buf);
-        buf.put_slice(&self.range.kvs);
-        tail.encode_raw(buf);
-    }
+/// One message, and that all went well.
+fn body(message: Bytes) -> Body {
+    let status = HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]);
+    let trailers = std::future::ready(Some(Ok::<_, Infallible>(status)));
+    Body::new(Full::new(message).with_trailers(trailers))
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::BytesMut;
+    use http::StatusCode;
+    use tonic::Streaming;
+    use tonic::codec::{Codec, Decoder};
 
     use super::*;
+    use crate::mvcc::pair;
     use crate::pb::mvccpb::KeyValue;
 
     #[test]
@@ -111,8 +132,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_answer_in_parts_is_the_same_message() {
+    #[tokio::test]
+    async fn an_answer_is_what_tonic_would_send() {
         let pairs: Vec<KeyValue> = (1..4)
             .map(|number| KeyValue {
                 key: Bytes::from(format!("key {number}")),
@@ -132,20 +153,23 @@ mod tests {
                 more,
                 count,
             };
-            let only_pairs = RangeResponse {
-                kvs: whole.kvs.clone(),
-                ..RangeResponse::default()
-            };
+            let mut encoded = BytesMut::zeroed(PREFIX);
+            for pair in &whole.kvs {
+                pair::encode_field(2, pair, &mut encoded);
+            }
             let range = EncodedRange {
-                kvs: BytesMut::from(&only_pairs.encode_to_vec()[..]),
+                kvs: encoded,
                 more,
                 count,
             };
-            let answer = Answer { header, range };
-            let mut written = Vec::new();
-            answer.write(&mut written);
-            assert_eq!(answer.length(), written.len());
-            assert_eq!(written, whole.encode_to_vec());
+            let sent = body(complete(header, range).expect("it is short"));
+            let mut received = Streaming::new_response(decoder(), sent, StatusCode::OK, None, None);
+            assert_eq!(received.message().await.expect("well formed"), Some(whole));
+            assert_eq!(received.message().await.expect("well formed"), None);
         }
+    }
+
+    fn decoder() -> impl Decoder<Item = RangeResponse, Error = Status> {
+        ProtobufCodec::<(), RangeResponse>::default().decoder()
     }
 }

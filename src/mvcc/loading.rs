@@ -127,7 +127,12 @@ fn touch(inner: &Inner, revisions: &[Revision]) {
             .filter_map(|revision| inner.recent.get(*revision))
     };
     black_box(versions().fold(0, |sum, version| sum ^ version.kv.value.len()));
-    let lines = versions().flat_map(|version| version.kv.value.iter().step_by(LINE).take(LINES));
+    // The key stands before the value where a put brought both, and the value's last line begins where none of its own does.
+    let lines = versions().flat_map(|version| {
+        let KeyValue { key, value, .. } = &version.kv;
+        let within = value.iter().step_by(LINE).take(LINES);
+        within.chain(key.first()).chain(value.last())
+    });
     black_box(lines.fold(0, |sum, byte| sum ^ byte));
 }
 

@@ -26,7 +26,7 @@ mod txn;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 pub use check::{
     all_serializable, check_delete_range, check_put, check_range, check_txn, cost, is_read_only,
@@ -388,12 +388,16 @@ impl Reader {
         Ok(response)
     }
 
-    /// The same, but encoded; and the revision for its header.
-    pub fn encoded_range(&self, request: &RangeRequest) -> Result<(i64, EncodedRange), ReadError> {
+    /// The same, but encoded, its pairs appended to `kvs`; and the revision for its header.
+    pub fn encoded_range(
+        &self,
+        request: &RangeRequest,
+        kvs: BytesMut,
+    ) -> Result<(i64, EncodedRange), ReadError> {
         self.check_trusted()?;
         let view = self.view();
         let at = range::revision_of(request, &view)?;
-        Ok((view.revision(), range::encode_range(&view, request, at)?))
+        Ok((view.revision(), range::encode_range(&view, request, at, kvs)?))
     }
 
     /// The same in chunks; the request has passed [`is_in_key_order`].

@@ -14,6 +14,8 @@ use bytes::{Bytes, BytesMut};
 
 /// More bytes are not asked for ahead.
 const LARGEST_GUESS: usize = 1 << 20;
+/// Room for what else an answer says, in bytes.
+const BEHIND: usize = 64;
 
 /// Why a read has no answer.
 #[derive(Debug)]
@@ -71,7 +73,7 @@ struct Selection {
 
 /// A range's answer but for its header, its pairs encoded as they go out.
 pub struct EncodedRange {
-    /// The field `kvs` of a `RangeResponse`, again and again.
+    /// Behind what it was begun with, the field `kvs` of a `RangeResponse`, again and again.
     pub kvs: BytesMut,
     /// Whether the limit cut something off.
     pub more: bool,
@@ -94,13 +96,13 @@ pub fn range(source: &impl Versions, request: &RangeRequest, at: i64) -> storage
     })
 }
 
-/// The same, encoded from where the pairs are.
+/// The same, encoded from where the pairs are: appended to `kvs`.
 pub fn encode_range(
     source: &impl Versions,
     request: &RangeRequest,
     at: i64,
+    mut kvs: BytesMut,
 ) -> storage::Result<EncodedRange> {
-    let mut kvs = BytesMut::new();
     if is_by_value(request) || request.keys_only {
         let response = range(source, request, at)?;
         response.kvs.iter().for_each(|pair| encode_pair(pair, &mut kvs));
@@ -115,7 +117,8 @@ pub fn encode_range(
     source.each(&revisions(&found), &mut |pair| {
         // Pairs are often alike in size.
         if kvs.capacity() - kvs.len() < pair::HEAD + pair.key.len() + pair.value.len() {
-            let guess = (pair::HEAD + pair.key.len() + pair.value.len()).saturating_mul(left);
+            let pair = pair::HEAD + pair.key.len() + pair.value.len();
+            let guess = pair.saturating_mul(left).saturating_add(BEHIND);
             kvs.reserve(guess.min(LARGEST_GUESS));
         }
         encode_pair(pair, &mut kvs);

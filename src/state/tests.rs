@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -301,7 +301,7 @@ fn check_ranges(one: &super::Reader, other: &super::Reader, rng: &mut StdRng) {
         let revision = expected.header.take().map(|header| header.revision);
         assert_eq!(other.range(&request).expect("readable").kvs, expected.kvs);
         for reader in [one, other] {
-            let (at, encoded) = reader.encoded_range(&request).expect("readable");
+            let (at, encoded) = reader.encoded_range(&request, BytesMut::new()).expect("readable");
             let decoded = RangeResponse {
                 more: encoded.more,
                 count: encoded.count,

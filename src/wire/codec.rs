@@ -5,7 +5,6 @@
 
 use std::marker::PhantomData;
 
-use bytes::BufMut;
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -19,25 +18,6 @@ fn settings() -> BufferSettings {
     BufferSettings::new(BUFFER, SEND)
 }
 
-/// What can go out as a message.
-pub trait Outgoing: Send + 'static {
-    /// Its length in bytes.
-    fn length(&self) -> usize;
-
-    /// Appends it to a buffer, which has room for it.
-    fn write(&self, buf: &mut impl BufMut);
-}
-
-impl<T: Message + 'static> Outgoing for T {
-    fn length(&self) -> usize {
-        self.encoded_len()
-    }
-
-    fn write(&self, buf: &mut impl BufMut) {
-        self.encode_raw(buf);
-    }
-}
-
 /// Encodes `T`, decodes `U`.
 pub struct ProtobufCodec<T, U>(PhantomData<(T, U)>);
 
@@ -49,7 +29,7 @@ impl<T, U> Default for ProtobufCodec<T, U> {
 
 impl<T, U> Codec for ProtobufCodec<T, U>
 where
-    T: Outgoing,
+    T: Message + 'static,
     U: Message + Default + Send + 'static,
 {
     type Encode = T;
@@ -69,13 +49,13 @@ where
 /// Encodes `T`.
 pub struct ProtobufEncoder<T>(PhantomData<T>);
 
-impl<T: Outgoing> Encoder for ProtobufEncoder<T> {
+impl<T: Message + 'static> Encoder for ProtobufEncoder<T> {
     type Item = T;
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.reserve(item.length());
-        item.write(buf);
+        buf.reserve(item.encoded_len());
+        item.encode_raw(buf);
         Ok(())
     }
 
