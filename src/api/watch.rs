@@ -4,12 +4,13 @@
 //! has a codec of its own, and with it the plain code that tonic would generate around its usual one.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -18,7 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{credentials, header, limits, status, unimplemented};
 use crate::error::Error;
-use crate::pb::etcdserverpb::WatchRequest;
+use crate::pb::etcdserverpb::{ResponseHeader, WatchRequest};
 use crate::server::auth::{Credentials, Gate};
 use crate::server::watches::{Message, Requests, Responses};
 use crate::server::{ENVELOPE, Server};
@@ -37,11 +38,7 @@ impl WatchServer {
         }
     }
 
-    fn watch(
-        &self,
-        who: Credentials,
-        incoming: Streaming<WatchRequest>,
-    ) -> BoxStream<'static, Result<Message, Status>> {
+    fn watch(&self, who: Credentials, incoming: Streaming<WatchRequest>) -> Outgoing {
         let (requests, responses) = self.server.watches().open();
         let (ended, end) = oneshot::channel();
         let gate = self.server.gate().clone();
@@ -49,13 +46,12 @@ impl WatchServer {
             // Nobody is left to be told if this fails.
             let _ = ended.send(read(&gate, &who, incoming, requests).await);
         });
-        let outgoing = Outgoing {
+        Outgoing {
             server: self.server.clone(),
             responses,
             end,
             reading,
-        };
-        Box::pin(outgoing.into_stream())
+        }
     }
 }
 
@@ -81,7 +77,7 @@ async fn read(
 }
 
 /// The answers' side of one stream.
-struct Outgoing {
+pub struct Outgoing {
     server: Arc<Server>,
     responses: Responses,
     /// Filled when the requests' side has ended.
@@ -96,24 +92,29 @@ impl Drop for Outgoing {
 }
 
 impl Outgoing {
-    fn into_stream(self) -> impl Stream<Item = Result<Message, Status>> {
-        futures::stream::unfold(Some(self), |outgoing| async {
-            let mut outgoing = outgoing?;
-            match outgoing.next().await {
-                Ok(message) => Some((Ok(message), Some(outgoing))),
-                Err(status) => Some((Err(status), None)),
-            }
-        })
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Status>> {
+        if let Poll::Ready(ended) = Pin::new(&mut self.end).poll(cx) {
+            return Poll::Ready(Err(ended.unwrap_or_else(|_| status(Error::Stopped))));
+        }
+        let message = ready!(self.responses.poll_next(cx)).map_err(status)?;
+        let header = header(&self.server, message.revision);
+        Poll::Ready(Ok(Answer { header, message }))
     }
+}
 
-    async fn next(&mut self) -> Result<Message, Status> {
-        let mut message = tokio::select! {
-            message = self.responses.next() => message.map_err(status)?,
-            ended = &mut self.end => return Err(ended.unwrap_or_else(|_| status(Error::Stopped))),
-        };
-        message.head.header = Some(header(&self.server, message.revision()));
-        Ok(message)
+impl Stream for Outgoing {
+    type Item = Result<Answer, Status>;
+
+    /// Not asked again after an error: that is the stream's status.
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_answer(cx).map(Some)
     }
+}
+
+/// A message with its header.
+pub struct Answer {
+    header: ResponseHeader,
+    message: Message,
 }
 
 impl NamedService for WatchServer {
@@ -145,8 +146,8 @@ impl tower::Service<http::Request<tonic::body::Body>> for WatchServer {
 }
 
 impl StreamingService<WatchRequest> for WatchServer {
-    type Response = Message;
-    type ResponseStream = BoxStream<'static, Result<Message, Status>>;
+    type Response = Answer;
+    type ResponseStream = Outgoing;
     type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
@@ -160,7 +161,7 @@ impl StreamingService<WatchRequest> for WatchServer {
 struct WatchCodec;
 
 impl Codec for WatchCodec {
-    type Encode = Message;
+    type Encode = Answer;
     type Decode = WatchRequest;
     type Encoder = WatchCodec;
     type Decoder = WatchCodec;
@@ -175,12 +176,14 @@ impl Codec for WatchCodec {
 }
 
 impl Encoder for WatchCodec {
-    type Item = Message;
+    type Item = Answer;
     type Error = Status;
 
-    fn encode(&mut self, message: Message, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(message.encoded_len());
-        message.encode(out);
+    fn encode(&mut self, answer: Answer, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        answer.message.encode(answer.header, |length| {
+            out.reserve(length);
+            out
+        });
         Ok(())
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::index::Index;
-use super::message::Encoded;
+use super::message::{Encoded, Events};
 use crate::pb::mvccpb::Event;
 use crate::pb::mvccpb::event::EventType;
 use crate::state::View;
@@ -45,12 +46,12 @@ pub struct Parcel {
     /// Main revision of the last.
     pub last: i64,
     /// Each is the whole field.
-    pub events: Vec<Bytes>,
+    pub events: Events,
     bytes: usize,
 }
 
-/// By watcher's number.
-pub type Parcels = BTreeMap<u64, Vec<Parcel>>;
+/// By watcher's number; seldom more than one for each.
+pub type Parcels = BTreeMap<u64, SmallVec<[Parcel; 1]>>;
 
 /// Packs the events for all the watchers in an index.
 pub fn fan_out<'a>(
@@ -81,7 +82,7 @@ pub fn fan_out<'a>(
     Ok(parcels)
 }
 
-fn add(parcels: &mut Vec<Parcel>, revision: i64, event: Bytes) {
+fn add(parcels: &mut SmallVec<[Parcel; 1]>, revision: i64, event: Bytes) {
     let fits = |parcel: &Parcel| parcel.last == revision || parcel.bytes < PARCEL_BYTES;
     if !parcels.last().is_some_and(fits) {
         parcels.push(Parcel {
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_revision_is_never_torn_and_a_message_seldom_large() {
-        let mut parcels = Vec::new();
+        let mut parcels = SmallVec::new();
         let half = Bytes::from(vec![0; PARCEL_BYTES / 2]);
         for revision in [2, 3, 4, 4, 4, 5] {
             add(&mut parcels, revision, half.clone());

@@ -24,11 +24,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
 use super::fan_out::{Interest, Parcel, Parcels, fan_out};
 use super::index::{Index, Keys};
-use super::message::Message;
+use super::message::{Message, fragments};
 use super::outbox::{Alarm, Outbox};
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -281,7 +282,7 @@ impl Hub {
         match state.check(stream, owner, request) {
             Ok(mut watcher) => {
                 answer.watch_id = watcher.id;
-                outbox.push(Message::new(revision, answer));
+                outbox.push(Message::control(revision, answer));
                 if request.start_revision == 0 {
                     watcher.interest.next = revision + 1;
                 }
@@ -296,7 +297,7 @@ impl Hub {
                 answer.watch_id = -1;
                 answer.canceled = true;
                 answer.cancel_reason = reason;
-                outbox.push(Message::new(revision, answer));
+                outbox.push(Message::control(revision, answer));
             }
         }
         self.feed.set_audience(!state.watchers.is_empty());
@@ -307,7 +308,7 @@ impl Hub {
         let mut state = self.lock();
         let revision = self.reader.revision().max(state.revision);
         if let Some(outbox) = state.remove(stream, id) {
-            outbox.push(Message::new(revision, canceled(id)));
+            outbox.push(Message::control(revision, canceled(id)));
         }
         self.feed.set_audience(!state.watchers.is_empty());
     }
@@ -329,7 +330,7 @@ impl Hub {
                 watch_id: -1,
                 ..WatchResponse::default()
             };
-            stream.outbox.push(Message::new(state.revision, head));
+            stream.outbox.push(Message::control(state.revision, head));
         }
     }
 
@@ -352,7 +353,7 @@ impl Hub {
                     cancel_reason: reason(error),
                     ..canceled(id)
                 };
-                outbox.push(Message::new(revision, head));
+                outbox.push(Message::control(revision, head));
             }
         }
         state.auth = auth;
@@ -444,7 +445,7 @@ impl Hub {
                         compact_revision: read.compacted.max(1),
                         ..canceled(id)
                     };
-                    outbox.push(Message::new(0, head));
+                    outbox.push(Message::control(0, head));
                 }
                 continue;
             }
@@ -464,7 +465,7 @@ impl Hub {
         &self,
         state: &mut State,
         number: u64,
-        parcels: Vec<Parcel>,
+        parcels: SmallVec<[Parcel; 1]>,
         last: i64,
         now: Instant,
         told: &mut Told,
@@ -516,7 +517,7 @@ impl Hub {
                     watch_id: watcher.id,
                     ..WatchResponse::default()
                 };
-                watcher.outbox.push(Message::new(state.revision, head));
+                watcher.outbox.push(Message::control(state.revision, head));
                 watcher.progress = Some(self.next_progress(now));
             }
         }
@@ -587,22 +588,14 @@ fn canceled(id: i64) -> WatchResponse {
 
 impl Watcher {
     fn send(&self, revision: i64, parcel: Parcel, fragment_bytes: usize, told: &mut Told) {
-        let head = WatchResponse {
-            watch_id: self.id,
-            ..WatchResponse::default()
-        };
-        let message = Message {
-            events: parcel.events,
-            ..Message::new(revision, head)
-        };
         match self.fragment {
             true => {
-                let fragments = message.into_fragments(fragment_bytes);
+                let fragments = fragments(revision, self.id, parcel.events, fragment_bytes);
                 fragments
                     .into_iter()
                     .for_each(|fragment| told.put(&self.outbox, fragment));
             }
-            false => told.put(&self.outbox, message),
+            false => told.put(&self.outbox, Message::events(revision, self.id, parcel.events)),
         }
     }
 }

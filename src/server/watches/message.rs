@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use smallvec::SmallVec;
 
 use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
 use crate::pb::mvccpb::Event;
@@ -15,80 +16,133 @@ const EVENTS: u32 = 11;
 /// What a message takes in memory beside its events, about.
 const HEAD: usize = 256;
 
-/// One answer of a watch stream.
+/// Encoded events, each the whole field that it is in an answer. Mostly it is one: it needs no memory of its own then.
+pub type Events = SmallVec<[Bytes; 1]>;
+
+/// One answer of a watch stream: it is made for each of thousands of watchers, by one thread for another, so it is small.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Everything but the events. Of the header only the revision is set: the service completes it.
-    pub head: WatchResponse,
-    /// The events, each as the whole field that it is in the encoded answer.
-    pub events: Vec<Bytes>,
+    /// For the header; the service knows the rest of it.
+    pub revision: i64,
+    content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Content {
+    /// What there is to say of a watcher; without header and events.
+    Control(Box<WatchResponse>),
+    /// What it watches for.
+    Events {
+        watch_id: i64,
+        /// More of the same revision follows.
+        fragment: bool,
+        events: Events,
+    },
 }
 
 impl Message {
     /// An answer without events.
-    pub fn new(revision: i64, head: WatchResponse) -> Message {
-        let header = ResponseHeader {
-            revision,
-            ..ResponseHeader::default()
-        };
+    pub fn control(revision: i64, said: WatchResponse) -> Message {
         Message {
-            head: WatchResponse {
-                header: Some(header),
-                ..head
-            },
-            events: Vec::new(),
+            revision,
+            content: Content::Control(Box::new(said)),
         }
     }
 
-    /// The header's revision.
-    pub fn revision(&self) -> i64 {
-        self.head.header.as_ref().map_or(0, |header| header.revision)
+    /// A watcher's events.
+    pub fn events(revision: i64, watch_id: i64, events: Events) -> Message {
+        Message::fragment(revision, watch_id, events, false)
+    }
+
+    fn fragment(revision: i64, watch_id: i64, events: Events, fragment: bool) -> Message {
+        Message {
+            revision,
+            content: Content::Events {
+                watch_id,
+                fragment,
+                events,
+            },
+        }
+    }
+
+    /// How many events it has.
+    pub fn count(&self) -> usize {
+        self.encoded_events().len()
     }
 
     /// Bytes that it takes in memory, about; those of events that it shares count in full.
     pub fn size(&self) -> usize {
-        HEAD + self.events.iter().map(Bytes::len).sum::<usize>()
+        HEAD + self.events_len()
     }
 
-    /// As it is on the wire.
-    pub fn encode(&self, out: &mut impl BufMut) {
-        // Fails only without room, which a growing buffer has.
-        let _ = self.head.encode(out);
-        for event in &self.events {
+    fn encoded_events(&self) -> &[Bytes] {
+        match &self.content {
+            Content::Control(_) => &[],
+            Content::Events { events, .. } => events,
+        }
+    }
+
+    fn events_len(&self) -> usize {
+        self.encoded_events().iter().map(Bytes::len).sum()
+    }
+
+    fn head(&self, header: ResponseHeader) -> WatchResponse {
+        let said = match &self.content {
+            Content::Control(said) => WatchResponse::clone(said),
+            Content::Events {
+                watch_id, fragment, ..
+            } => WatchResponse {
+                watch_id: *watch_id,
+                fragment: *fragment,
+                ..WatchResponse::default()
+            },
+        };
+        WatchResponse {
+            header: Some(header),
+            ..said
+        }
+    }
+
+    /// As it is on the wire, appended to a buffer by `append`, which is told the length first.
+    pub fn encode<B: BufMut>(&self, header: ResponseHeader, append: impl FnOnce(usize) -> B) {
+        let head = self.head(header);
+        let mut out = append(head.encoded_len() + self.events_len());
+        head.encode_raw(&mut out);
+        for event in self.encoded_events() {
             out.put_slice(event);
         }
     }
 
-    /// Its length on the wire.
-    pub fn encoded_len(&self) -> usize {
-        self.head.encoded_len() + self.events.iter().map(Bytes::len).sum::<usize>()
-    }
-
-    /// The answer with its events decoded, for those who don't put it on the wire.
+    /// The answer with its events decoded, for those who don't put it on the wire. Its header has the revision only.
     pub fn into_response(self) -> WatchResponse {
-        let mut out = BytesMut::with_capacity(self.encoded_len());
-        self.encode(&mut out);
+        let header = ResponseHeader {
+            revision: self.revision,
+            ..ResponseHeader::default()
+        };
+        let mut out = BytesMut::new();
+        self.encode(header, |length| {
+            out.reserve(length);
+            &mut out
+        });
         WatchResponse::decode(out.freeze()).expect("what was encoded here can be decoded")
     }
+}
 
-    /// Cut into messages of about `limit` bytes; all but the last say that more follows.
-    pub fn into_fragments(mut self, limit: usize) -> Vec<Message> {
-        let mut fragments = Vec::new();
-        let mut size = 0;
-        for event in std::mem::take(&mut self.events) {
-            if size + event.len() > limit && !self.events.is_empty() {
-                let mut fragment = self.clone();
-                fragment.head.fragment = true;
-                fragments.push(fragment);
-                self.events.clear();
-                size = 0;
-            }
-            size += event.len();
-            self.events.push(event);
+/// A watcher's events in messages of about `limit` bytes; all but the last say that more follows.
+pub fn fragments(revision: i64, watch_id: i64, events: Events, limit: usize) -> Vec<Message> {
+    let mut fragments = Vec::new();
+    let (mut some, mut size) = (Events::new(), 0);
+    for event in events {
+        if size + event.len() > limit && !some.is_empty() {
+            let full = std::mem::take(&mut some);
+            fragments.push(Message::fragment(revision, watch_id, full, true));
+            size = 0;
         }
-        fragments.push(self);
-        fragments
+        size += event.len();
+        some.push(event);
     }
+    fragments.push(Message::events(revision, watch_id, some));
+    fragments
 }
 
 /// An event, encoded when a watcher first wants it so.
@@ -159,21 +213,14 @@ mod tests {
         }
     }
 
-    fn message(events: &[Event]) -> Message {
-        let head = WatchResponse {
-            watch_id: 3,
-            ..WatchResponse::default()
-        };
-        Message {
-            events: events.iter().map(|event| Encoded::new(event).plain()).collect(),
-            ..Message::new(9, head)
-        }
+    fn encoded(events: &[Event]) -> Events {
+        events.iter().map(|event| Encoded::new(event).plain()).collect()
     }
 
     #[test]
     fn shared_bytes_make_the_answer_that_was_meant() {
         let events = [event("a", 0), event("b", 5), event("c", 500)];
-        let response = message(&events).into_response();
+        let response = Message::events(9, 3, encoded(&events)).into_response();
         assert_eq!(response.events, events);
         assert_eq!(
             (response.watch_id, response.header.map(|h| h.revision)),
@@ -191,9 +238,11 @@ mod tests {
                 lookups += 1;
                 Ok(before.clone())
             });
-            let mut message = message(&[]);
-            message.events = vec![bytes.expect("looked up")];
-            assert_eq!(message.into_response().events[0].prev_kv, before);
+            let events = Events::from([bytes.expect("looked up")]);
+            assert_eq!(
+                Message::events(9, 3, events).into_response().events[0].prev_kv,
+                before
+            );
         }
         assert_eq!(lookups, 1);
         assert_eq!(
@@ -206,11 +255,11 @@ mod tests {
     fn fragments_hold_all_events_in_order() {
         let events: Vec<Event> = (0..10).map(|n| event(&n.to_string(), 100)).collect();
         for (limit, count) in [(1, 10), (250, 5), (100_000, 1)] {
-            let fragments = message(&events).into_fragments(limit);
-            assert_eq!(fragments.len(), count);
-            let marks: Vec<bool> = fragments.iter().map(|f| f.head.fragment).collect();
+            let fragments = fragments(9, 3, encoded(&events), limit);
+            let answers: Vec<_> = fragments.into_iter().map(Message::into_response).collect();
+            let marks: Vec<bool> = answers.iter().map(|answer| answer.fragment).collect();
             assert_eq!(marks, (1..=count).map(|n| n < count).collect::<Vec<_>>());
-            let all = fragments.into_iter().flat_map(|f| f.into_response().events);
+            let all = answers.into_iter().flat_map(|answer| answer.events);
             assert_eq!(all.collect::<Vec<_>>(), events);
         }
     }

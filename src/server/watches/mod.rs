@@ -31,8 +31,10 @@ mod outbox;
 mod tests;
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -243,11 +245,16 @@ pub struct Responses {
 impl Responses {
     /// The next response; waits for one. May be given up and called again. An error is the end of the stream.
     pub async fn next(&mut self) -> Result<Message, Error> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The same, for a task that polls.
+    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Result<Message, Error>> {
         loop {
             if let Some(message) = self.taken.pop_front() {
-                return Ok(message);
+                return Poll::Ready(Ok(message));
             }
-            self.outbox.take(&mut self.taken).await?;
+            ready!(self.outbox.poll_take(cx, &mut self.taken))?;
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -45,8 +46,6 @@ impl Alarm {
 /// The queue of one stream.
 pub struct Outbox {
     inner: Mutex<Inner>,
-    /// A message came, or the end.
-    news: Notify,
     /// There is room again.
     room: Notify,
     /// Rung when there is room again for watchers that were set back.
@@ -63,6 +62,8 @@ struct Inner {
     wanted: bool,
     /// Messages were put in that the other end was not told of.
     is_quiet: bool,
+    /// Who waits for a message, or for the end.
+    taker: Option<Waker>,
 }
 
 impl Inner {
@@ -83,8 +84,8 @@ impl Outbox {
                 end: None,
                 wanted: false,
                 is_quiet: false,
+                taker: None,
             }),
-            news: Notify::new(),
             room: Notify::new(),
             alarm,
         }
@@ -115,7 +116,7 @@ impl Outbox {
 
     /// Events that wait for the client.
     pub fn events(&self) -> usize {
-        self.lock().queue.iter().map(|message| message.events.len()).sum()
+        self.lock().queue.iter().map(Message::count).sum()
     }
 
     /// Adds a message, and says so.
@@ -135,34 +136,34 @@ impl Outbox {
 
     /// Tells the other end that there are messages.
     pub fn announce(&self) {
-        self.lock().is_quiet = false;
-        self.news.notify_one();
+        let taker = {
+            let mut inner = self.lock();
+            inner.is_quiet = false;
+            inner.taker.take()
+        };
+        taker.into_iter().for_each(Waker::wake);
     }
 
     /// Ends the stream; messages that wait are given out before.
     pub fn end(&self, reason: Error) {
         let mut inner = self.lock();
         inner.end.get_or_insert(reason);
+        let taker = inner.taker.take();
         drop(inner);
-        self.news.notify_one();
+        taker.into_iter().for_each(Waker::wake);
         self.room.notify_waiters();
     }
 
-    /// Takes out the next messages; waits for one. An error is the end of the stream, and comes again.
-    pub async fn take(&self, into: &mut VecDeque<Message>) -> Result<(), Error> {
-        loop {
-            if let Some(taken) = self.try_take(into) {
-                return taken;
-            }
-            self.news.notified().await;
-        }
-    }
-
-    /// Takes out the next messages, if there are any.
-    pub fn try_take(&self, into: &mut VecDeque<Message>) -> Option<Result<(), Error>> {
+    /// Takes out the next messages; if there are none, the task is woken when there are. An error is the end of the
+    /// stream, and comes again. One task takes.
+    pub fn poll_take(&self, cx: &Context<'_>, into: &mut VecDeque<Message>) -> Poll<Result<(), Error>> {
         let mut inner = self.lock();
         if inner.queue.is_empty() {
-            return inner.end.map(Err);
+            if let Some(reason) = inner.end {
+                return Poll::Ready(Err(reason));
+            }
+            inner.taker = Some(cx.waker().clone());
+            return Poll::Pending;
         }
         let was_full = inner.bytes >= inner.limit;
         let mut taken = 0;
@@ -182,7 +183,7 @@ impl Outbox {
         if wanted {
             self.alarm.ring();
         }
-        Some(Ok(()))
+        Poll::Ready(Ok(()))
     }
 
     /// Waits until there is room for controls. An error is the end of the stream.

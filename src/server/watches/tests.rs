@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -173,7 +174,7 @@ impl Client {
     fn take_one(&self) -> Option<WatchResponse> {
         let mut taken = self.taken.borrow_mut();
         if taken.is_empty() {
-            self.outbox.try_take(&mut taken)?.ok()?;
+            try_take(&self.outbox, &mut taken)?.ok()?;
         }
         taken.pop_front().map(super::Message::into_response)
     }
@@ -181,6 +182,13 @@ impl Client {
     /// The same, short: who, what, up to where.
     fn told(&self) -> Vec<String> {
         self.take().iter().map(short).collect()
+    }
+}
+
+fn try_take(outbox: &Outbox, taken: &mut VecDeque<super::Message>) -> Option<Result<(), Error>> {
+    match outbox.poll_take(&Context::from_waker(Waker::noop()), taken) {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => None,
     }
 }
 
@@ -643,21 +651,10 @@ fn the_end_of_the_member_ends_every_stream() {
     world.create(&client, watch("a", "", 0));
     world.hub.close();
     assert_eq!(client.told(), ["0 created @1"]);
-    assert_eq!(
-        client
-            .outbox
-            .try_take(&mut VecDeque::new())
-            .map(|taken| taken.err()),
-        Some(Some(Error::Stopped))
-    );
-    assert_eq!(
-        world
-            .open()
-            .outbox
-            .try_take(&mut VecDeque::new())
-            .map(|taken| taken.err()),
-        Some(Some(Error::Stopped))
-    );
+    for outbox in [client.outbox, world.open().outbox] {
+        let taken = try_take(&outbox, &mut VecDeque::new());
+        assert_eq!(taken, Some(Err(Error::Stopped)));
+    }
 }
 
 #[test]
