@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderValue};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, Full};
 use prost::Message;
@@ -24,10 +23,7 @@ use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use crate::state::{EncodedRange, ReadError, Reader};
 use crate::wire::codec::ProtobufCodec;
-
-/// What stands before a message (gRPC over HTTP/2, "Length-Prefixed-Message"): whether it is compressed, in a byte, and its
-/// length in four.
-const PREFIX: usize = 5;
+use crate::wire::framing::{PREFIX, ended_well, seal};
 
 /// Whether a path is that of the method.
 pub(super) fn is_range(path: &str) -> bool {
@@ -94,17 +90,13 @@ fn complete(header: ResponseHeader, range: EncodedRange) -> Result<Bytes, Status
     let mut message = range.kvs;
     message.reserve(rest.encoded_len());
     rest.encode_raw(&mut message);
-    let length = message.len() - PREFIX;
-    let length = u32::try_from(length)
-        .map_err(|_| Status::resource_exhausted(format!("an answer of {length} bytes: 4 GiB is the most")))?;
-    message[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    seal(&mut message)?;
     Ok(message.freeze())
 }
 
 /// One message, and that all went well.
 fn body(message: Bytes) -> Body {
-    let status = HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]);
-    let trailers = std::future::ready(Some(Ok::<_, Infallible>(status)));
+    let trailers = std::future::ready(Some(Ok::<_, Infallible>(ended_well())));
     Body::new(Full::new(message).with_trailers(trailers))
 }
 

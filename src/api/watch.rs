@@ -1,28 +1,30 @@
 //! The Watch service: a gRPC stream around a stream of the hub.
 //!
-//! The answers' events are encoded already, once for all the streams that carry them ([`Message`]), so this service
-//! has a codec of its own, and with it the plain code that tonic would generate around its usual one.
+//! The answers' events are encoded already, once for all the streams that carry them, so this service makes the body of
+//! its answer itself ([`Answers`]), from what is there to be taken. tonic reads the requests.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use futures::Stream;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
-use prost::Message as _;
+use futures::stream;
+use http_body::{Body, Frame};
 use tokio::sync::oneshot;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{credentials, header, limits, status, unimplemented};
 use crate::error::Error;
-use crate::pb::etcdserverpb::{ResponseHeader, WatchRequest};
+use crate::pb::etcdserverpb::WatchRequest;
 use crate::server::auth::{Credentials, Gate};
-use crate::server::watches::{Message, Requests, Responses};
+use crate::server::watches::{Requests, Responses};
 use crate::server::{ENVELOPE, Server};
+use crate::wire::codec::ProtobufCodec;
+use crate::wire::framing::{PREFIX, ended, seal};
 
 /// The Watch service.
 #[derive(Clone)]
@@ -38,7 +40,7 @@ impl WatchServer {
         }
     }
 
-    fn watch(&self, who: Credentials, incoming: Streaming<WatchRequest>) -> Outgoing {
+    fn watch(&self, who: Credentials, incoming: Streaming<WatchRequest>) -> Answers {
         let (requests, responses) = self.server.watches().open();
         let (ended, end) = oneshot::channel();
         let gate = self.server.gate().clone();
@@ -46,11 +48,12 @@ impl WatchServer {
             // Nobody is left to be told if this fails.
             let _ = ended.send(read(&gate, &who, incoming, requests).await);
         });
-        Outgoing {
+        Answers {
             server: self.server.clone(),
             responses,
             end,
             reading,
+            is_over: false,
         }
     }
 }
@@ -76,45 +79,65 @@ async fn read(
     }
 }
 
-/// The answers' side of one stream.
-pub struct Outgoing {
+/// The answers of one stream, as they go out.
+struct Answers {
     server: Arc<Server>,
     responses: Responses,
     /// Filled when the requests' side has ended.
     end: oneshot::Receiver<Status>,
     reading: tokio::task::JoinHandle<()>,
+    /// Its status was said.
+    is_over: bool,
 }
 
-impl Drop for Outgoing {
+impl Drop for Answers {
     fn drop(&mut self) {
         self.reading.abort();
     }
 }
 
-impl Outgoing {
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Status>> {
+impl Answers {
+    /// What there is to say, some of it at once; an error is the end.
+    fn poll_messages(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
         if let Poll::Ready(ended) = Pin::new(&mut self.end).poll(cx) {
             return Poll::Ready(Err(ended.unwrap_or_else(|_| status(Error::Stopped))));
         }
-        let message = ready!(self.responses.poll_next(cx)).map_err(status)?;
-        let header = header(&self.server, message.revision);
-        Poll::Ready(Ok(Answer { header, message }))
+        let mut framed = BytesMut::new();
+        for message in ready!(self.responses.poll_some(cx)).map_err(status)? {
+            let begin = framed.len();
+            framed.reserve(message.size());
+            framed.put_bytes(0, PREFIX);
+            message.encode(header(&self.server, message.revision), &mut framed);
+            seal(&mut framed[begin..])?;
+        }
+        Poll::Ready(Ok(framed.freeze()))
     }
 }
 
-impl Stream for Outgoing {
-    type Item = Result<Answer, Status>;
+impl Body for Answers {
+    type Data = Bytes;
+    type Error = Infallible;
 
-    /// Not asked again after an error: that is the stream's status.
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_answer(cx).map(Some)
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(self.poll_messages(cx)) {
+            Ok(messages) => Frame::data(messages),
+            Err(status) => {
+                self.is_over = true;
+                Frame::trailers(ended(&status))
+            }
+        };
+        Poll::Ready(Some(Ok(frame)))
     }
-}
 
-/// A message with its header.
-pub struct Answer {
-    header: ResponseHeader,
-    message: Message,
+    fn is_end_stream(&self) -> bool {
+        self.is_over
+    }
 }
 
 impl NamedService for WatchServer {
@@ -137,64 +160,36 @@ impl tower::Service<http::Request<tonic::body::Body>> for WatchServer {
                 return Ok(unimplemented(request.uri().path()).into_http());
             }
             let limit = service.server.limits().request_bytes + ENVELOPE;
-            let mut grpc = Grpc::new(WatchCodec)
-                .max_decoding_message_size(limit)
-                .max_encoding_message_size(usize::MAX);
-            Ok(grpc.streaming(service, request).await)
+            let answers = OnceLock::new();
+            let watch = Watch {
+                service: &service,
+                answers: &answers,
+            };
+            let mut grpc = Grpc::new(ProtobufCodec::default()).max_decoding_message_size(limit);
+            let answer = grpc.streaming(watch, request).await;
+            Ok(match answers.into_inner() {
+                Some(answers) => answer.map(|_| tonic::body::Body::new(answers)),
+                None => answer,
+            })
         })
     }
 }
 
-impl StreamingService<WatchRequest> for WatchServer {
-    type Response = Answer;
-    type ResponseStream = Outgoing;
-    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
+/// The method. Its answers are put where it is told.
+struct Watch<'a> {
+    service: &'a WatchServer,
+    answers: &'a OnceLock<Answers>,
+}
+
+impl StreamingService<WatchRequest> for Watch<'_> {
+    type Response = ();
+    type ResponseStream = stream::Empty<Result<(), Status>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
         let who = credentials(&request);
-        let outgoing = self.watch(who, request.into_inner());
-        Box::pin(async { Ok(Response::new(outgoing)) })
-    }
-}
-
-/// Answers go out as the bytes that they are.
-struct WatchCodec;
-
-impl Codec for WatchCodec {
-    type Encode = Answer;
-    type Decode = WatchRequest;
-    type Encoder = WatchCodec;
-    type Decoder = WatchCodec;
-
-    fn encoder(&mut self) -> WatchCodec {
-        WatchCodec
-    }
-
-    fn decoder(&mut self) -> WatchCodec {
-        WatchCodec
-    }
-}
-
-impl Encoder for WatchCodec {
-    type Item = Answer;
-    type Error = Status;
-
-    fn encode(&mut self, answer: Answer, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        answer.message.encode(answer.header, |length| {
-            out.reserve(length);
-            out
-        });
-        Ok(())
-    }
-}
-
-impl Decoder for WatchCodec {
-    type Item = WatchRequest;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<WatchRequest>, Status> {
-        WatchRequest::decode(bytes)
-            .map(Some)
-            .map_err(|error| Status::internal(error.to_string()))
+        self.answers
+            .get_or_init(|| self.service.watch(who, request.into_inner()));
+        ready(Ok(Response::new(stream::empty())))
     }
 }

@@ -4,8 +4,8 @@
 //! blocks, the changed records, the state's mark and the shell's. Whatever a kill leaves in the engine is therefore
 //! one sealed point; the log replays the rest.
 //!
-//! Reclaiming (a *sweep*) first walks the index and forgets versions that nobody can read any more, then rewrites the
-//! blocks that held them, both in slices. A crash in between only means that the next open sweeps again.
+//! Reclaiming (a *sweep*) first takes versions that nobody can read any more out of the index, then rewrites the blocks
+//! that held them, both in slices. A crash in between only means that the next open sweeps again.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -252,8 +252,7 @@ impl Saver {
                 gone,
             },
             None => {
-                // They are saved, all of them, and may leave memory.
-                gone.iter().for_each(|revision| inner.recent.forget(*revision));
+                drop(inner);
                 self.reclaimed.fetch_add(gone.len() as u64, Ordering::Relaxed);
                 gone.sort_unstable();
                 Sweep::Blocks {
@@ -267,7 +266,7 @@ impl Saver {
 
     fn sweep_blocks(&self, compacted: i64, gone: Vec<Revision>, mut next: usize) -> Result<Option<Sweep>> {
         let mut batch = Batch::default();
-        let mut freed = 0;
+        let (begun, mut freed) = (next, 0);
         for _ in 0..BLOCKS_PER_SLICE {
             let Some(revision) = gone.get(next) else { break };
             let first = keys::blocks().start;
@@ -293,6 +292,10 @@ impl Saver {
         }
         let mut inner = self.store.lock();
         inner.bytes = inner.bytes.saturating_sub(freed);
+        // They are saved, all of them, and may leave memory.
+        gone[begun..next]
+            .iter()
+            .for_each(|revision| inner.recent.forget(*revision));
         if next < gone.len() {
             return Ok(Some(Sweep::Blocks {
                 compacted,

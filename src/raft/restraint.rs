@@ -1,15 +1,20 @@
 //! How much of the machine the work behind apply takes that nobody waits for.
 //!
-//! To reclaim what a compaction freed takes a second of a core for some hundred thousand versions, and all members do it at
-//! the same time. Where they share a machine with half its load, that was a second without answers. So while a member
-//! has other work, each slice is followed by a rest several times as long; one that is idle takes none.
+//! To reclaim what a compaction freed takes half a second of a core for some hundred thousand versions, and all members do
+//! it at the same time. Where they share a machine with most of its load, that was a second without answers. So while a
+//! member has other work, each slice is followed by a rest that is much longer. The rests become shorter the longer the work
+//! lasts: a member that is busy all the time must reclaim as fast as it writes. One that is idle takes none.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Behind a slice of work comes a rest of so many times its length.
-const RESTS: u32 = 7;
+/// Behind a slice of work comes a rest of so many times its length at first,
+const RESTS: u32 = 31;
+/// half as long after this time, and again,
+const PATIENCE: Duration = Duration::from_secs(20);
+/// down to so many times.
+const FEWEST_RESTS: u32 = 7;
 /// But no longer than this.
 const LONGEST: Duration = Duration::from_secs(1);
 /// A member is busy if its other threads take more than one part in so many of a core.
@@ -18,6 +23,8 @@ const BUSY: u32 = 20;
 /// When the next slice may be, for the one thread that works behind apply.
 pub(super) struct Restraint {
     until: Instant,
+    /// When there was nothing to do before.
+    began: Instant,
     looked: Instant,
     /// CPU time that the other threads had taken by then.
     others: Duration,
@@ -29,6 +36,7 @@ impl Restraint {
         let now = Instant::now();
         Restraint {
             until: now,
+            began: now,
             looked: now,
             others: others(),
         }
@@ -43,17 +51,31 @@ impl Restraint {
     pub fn worked(&mut self, slice: Duration) {
         let (now, others) = (Instant::now(), others());
         let taken = others.saturating_sub(self.others);
-        self.until = now + rest(slice, taken, now - self.looked);
+        if is_busy(taken, now - self.looked) {
+            self.until = now + rest(slice, now - self.began);
+        }
         (self.looked, self.others) = (now, others);
+    }
+
+    /// Nothing is left to do.
+    pub fn done(&mut self) {
+        self.began = Instant::now();
     }
 }
 
-/// How long the rest behind a slice is, if the other threads took so much CPU time of a time that passed.
-fn rest(slice: Duration, taken: Duration, passed: Duration) -> Duration {
-    match taken * BUSY > passed {
-        true => (slice * RESTS).min(LONGEST),
-        false => Duration::ZERO,
-    }
+/// Whether a member is, whose other threads took so much CPU time of a time that passed.
+fn is_busy(taken: Duration, passed: Duration) -> bool {
+    taken * BUSY > passed
+}
+
+/// How long the rest behind a slice is, if the work began so long ago.
+fn rest(slice: Duration, age: Duration) -> Duration {
+    let halvings = u32::try_from(age.as_nanos() / PATIENCE.as_nanos());
+    let rests = halvings
+        .ok()
+        .and_then(|halvings| RESTS.checked_shr(halvings))
+        .unwrap_or(0);
+    (slice * rests.max(FEWEST_RESTS)).min(LONGEST)
 }
 
 /// CPU time that the threads but this one have taken.
@@ -69,10 +91,19 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_busy_member_rests_longer_than_it_works_and_an_idle_one_never() {
-        assert_eq!(rest(4 * MS, 6 * MS, 100 * MS), 28 * MS);
-        assert_eq!(rest(4 * MS, 4 * MS, 100 * MS), Duration::ZERO);
-        assert_eq!(rest(400 * MS, 150 * MS, 100 * MS), LONGEST);
+    fn a_twentieth_of_a_core_makes_a_member_busy() {
+        assert!(is_busy(6 * MS, 100 * MS));
+        assert!(!is_busy(4 * MS, 100 * MS));
+    }
+
+    #[test]
+    fn rests_are_much_longer_than_the_work_at_first_and_less_so_later() {
+        assert_eq!(rest(4 * MS, Duration::ZERO), 124 * MS);
+        assert_eq!(rest(4 * MS, PATIENCE), 60 * MS);
+        for age in [2 * PATIENCE, 5 * PATIENCE, 1000 * PATIENCE] {
+            assert_eq!(rest(4 * MS, age), 28 * MS);
+        }
+        assert_eq!(rest(400 * MS, 5 * PATIENCE), LONGEST);
     }
 
     #[test]

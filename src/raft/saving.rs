@@ -22,7 +22,7 @@ use crate::storage::fs::free_bytes;
 /// How long the saver gathers what is applied, so that one batch serves many entries.
 const SAVE_INTERVAL: Duration = Duration::from_millis(200);
 /// Compacted versions looked at in one slice of reclaiming.
-const SWEEP_SLICE: usize = 4096;
+const SWEEP_SLICE: usize = 1024;
 /// Free space that a defragmentation leaves alone, beside what it needs itself.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -127,8 +127,9 @@ fn reclaim(
     let began = Instant::now();
     let more = saver.sweep(SWEEP_SLICE)? || saver.tidy()?;
     metrics.versions_reclaimed.add(saver.take_reclaimed());
-    if more {
-        restraint.worked(began.elapsed());
+    match more {
+        true => restraint.worked(began.elapsed()),
+        false => restraint.done(),
     }
     Ok(more)
 }

@@ -103,11 +103,11 @@ impl Message {
         }
     }
 
-    /// As it is on the wire, appended to a buffer by `append`, which is told the length first.
-    pub fn encode<B: BufMut>(&self, header: ResponseHeader, append: impl FnOnce(usize) -> B) {
+    /// As it is on the wire, appended to a buffer.
+    pub fn encode(&self, header: ResponseHeader, out: &mut BytesMut) {
         let head = self.head(header);
-        let mut out = append(head.encoded_len() + self.events_len());
-        head.encode_raw(&mut out);
+        out.reserve(head.encoded_len() + self.events_len());
+        head.encode_raw(out);
         for event in self.encoded_events() {
             out.put_slice(event);
         }
@@ -120,10 +120,7 @@ impl Message {
             ..ResponseHeader::default()
         };
         let mut out = BytesMut::new();
-        self.encode(header, |length| {
-            out.reserve(length);
-            &mut out
-        });
+        self.encode(header, &mut out);
         WatchResponse::decode(out.freeze()).expect("what was encoded here can be decoded")
     }
 }

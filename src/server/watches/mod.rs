@@ -31,6 +31,7 @@ mod outbox;
 mod tests;
 
 use std::collections::VecDeque;
+use std::collections::vec_deque::Drain;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -245,17 +246,20 @@ pub struct Responses {
 impl Responses {
     /// The next response; waits for one. May be given up and called again. An error is the end of the stream.
     pub async fn next(&mut self) -> Result<Message, Error> {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    /// The same, for a task that polls.
-    pub fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Result<Message, Error>> {
         loop {
             if let Some(message) = self.taken.pop_front() {
-                return Poll::Ready(Ok(message));
+                return Ok(message);
             }
+            poll_fn(|cx| self.outbox.poll_take(cx, &mut self.taken)).await?;
+        }
+    }
+
+    /// The next responses, some of them at once. For a task that polls.
+    pub fn poll_some(&mut self, cx: &Context<'_>) -> Poll<Result<Drain<'_, Message>, Error>> {
+        if self.taken.is_empty() {
             ready!(self.outbox.poll_take(cx, &mut self.taken))?;
         }
+        Poll::Ready(Ok(self.taken.drain(..)))
     }
 }
 
