@@ -134,6 +134,7 @@ impl Kv {
 
     async fn wait_reclaimed(&self, revision: i64) {
         while self.server.reader().swept() < revision {
+            self.server.reader().hurry_reclaiming();
             tokio::time::sleep(RECLAIM_CHECK).await;
         }
     }

@@ -1,6 +1,7 @@
 //! Opening a store from its engine, and moving it whole: to a snapshot, and from one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 
 use arc_swap::ArcSwap;
@@ -37,6 +38,7 @@ impl Store {
             cache: Mutex::new(Cache::new(options.cache_bytes)),
             options,
             pins: Mutex::new(BTreeMap::new()),
+            hurried: AtomicBool::new(false),
         })
     }
 

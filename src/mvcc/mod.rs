@@ -41,6 +41,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use arc_swap::ArcSwap;
@@ -185,6 +186,8 @@ pub struct Store {
     cache: Mutex<Cache>,
     /// Revisions that views hold on to, with how many views each.
     pins: Mutex<BTreeMap<i64, usize>>,
+    /// Somebody waits for a sweep's end.
+    hurried: AtomicBool,
 }
 
 struct Inner {
@@ -356,6 +359,11 @@ impl Store {
     /// Up to which revision compaction has reclaimed space.
     pub fn swept(&self) -> i64 {
         self.read().swept
+    }
+
+    /// Lets sweeps know that somebody waits for their end; to be said again while that is so.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
     /// Bytes of versions that are only in memory.

@@ -198,6 +198,11 @@ impl Saver {
         self.store.engine().tidy()
     }
 
+    /// Whether somebody waited for a sweep's end since the last call.
+    pub fn take_hurried(&self) -> bool {
+        self.store.hurried.swap(false, Ordering::Relaxed)
+    }
+
     /// How many versions sweeps have forgotten since the last call.
     pub fn take_reclaimed(&self) -> u64 {
         self.reclaimed.swap(0, Ordering::Relaxed)

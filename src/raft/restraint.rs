@@ -3,7 +3,8 @@
 //! To reclaim what a compaction freed takes half a second of a core for some hundred thousand versions, and all members do
 //! it at the same time. Where they share a machine with most of its load, that was a second without answers. So while a
 //! member has other work, each slice is followed by a rest that is much longer. The rests become shorter the longer the work
-//! lasts: a member that is busy all the time must reclaim as fast as it writes. One that is idle takes none.
+//! lasts: a member that is busy all the time must reclaim as fast as it writes. They are short at once if somebody waits. A
+//! member that is idle takes none.
 
 use std::time::{Duration, Instant};
 
@@ -47,12 +48,16 @@ impl Restraint {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// A slice took so long.
-    pub fn worked(&mut self, slice: Duration) {
+    /// A slice took so long, and somebody waits for the end of the work, or not.
+    pub fn worked(&mut self, slice: Duration, hurried: bool) {
         let (now, others) = (Instant::now(), others());
         let taken = others.saturating_sub(self.others);
         if is_busy(taken, now - self.looked) {
-            self.until = now + rest(slice, now - self.began);
+            let age = match hurried {
+                true => Duration::MAX,
+                false => now - self.began,
+            };
+            self.until = now + rest(slice, age);
         }
         (self.looked, self.others) = (now, others);
     }
@@ -100,7 +105,7 @@ mod tests {
     fn rests_are_much_longer_than_the_work_at_first_and_less_so_later() {
         assert_eq!(rest(4 * MS, Duration::ZERO), 124 * MS);
         assert_eq!(rest(4 * MS, PATIENCE), 60 * MS);
-        for age in [2 * PATIENCE, 5 * PATIENCE, 1000 * PATIENCE] {
+        for age in [2 * PATIENCE, 5 * PATIENCE, 1000 * PATIENCE, Duration::MAX] {
             assert_eq!(rest(4 * MS, age), 28 * MS);
         }
         assert_eq!(rest(400 * MS, 5 * PATIENCE), LONGEST);
@@ -118,7 +123,7 @@ mod tests {
         assert!(others() - before >= 30 * MS);
         let mut restraint = Restraint::new();
         std::thread::scope(|scope| drop(scope.spawn(|| work(30 * MS))));
-        restraint.worked(LONGEST);
+        restraint.worked(LONGEST, false);
         assert!(!restraint.left().is_zero());
     }
 }

@@ -128,7 +128,7 @@ fn reclaim(
     let more = saver.sweep(SWEEP_SLICE)? || saver.tidy()?;
     metrics.versions_reclaimed.add(saver.take_reclaimed());
     match more {
-        true => restraint.worked(began.elapsed()),
+        true => restraint.worked(began.elapsed(), saver.take_hurried()),
         false => restraint.done(),
     }
     Ok(more)

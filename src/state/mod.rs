@@ -508,6 +508,11 @@ impl Reader {
         self.current.load().swept()
     }
 
+    /// Lets the member know that somebody waits for it to reclaim; to be said again while that is so.
+    pub fn hurry_reclaiming(&self) {
+        self.current.load().hurry();
+    }
+
     /// Views that are held now.
     pub fn open_views(&self) -> usize {
         self.current.load().views()
