@@ -43,8 +43,7 @@ where
             kv: &kv,
             message: &message,
         };
-        let mut grpc =
-            Grpc::new(ProtobufCodec::default()).apply_max_message_size_config(Some(limit), Some(usize::MAX));
+        let mut grpc = Grpc::new(ProtobufCodec::default()).max_decoding_message_size(limit);
         let answer = grpc.unary(range, request).await;
         Ok(match message.into_inner() {
             Some(message) => answer.map(|_| body(message)),

@@ -105,6 +105,7 @@ impl Answers {
         let mut framed = BytesMut::new();
         for message in ready!(self.responses.poll_some(cx)).map_err(status)? {
             let begin = framed.len();
+            // For the prefix too, so that one buffer does.
             framed.reserve(message.size());
             framed.put_bytes(0, PREFIX);
             message.encode(header(&self.server, message.revision), &mut framed);

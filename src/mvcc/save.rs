@@ -375,3 +375,41 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mvcc::Options;
+    use crate::mvcc::write::Write;
+    use crate::storage::Memory;
+
+    #[test]
+    fn what_a_sweep_forgets_leaves_memory_with_its_blocks() {
+        let (store, _) = Store::open(Arc::new(Memory::default()), Options::default()).expect("opened");
+        let saver = store.saver();
+        let change = |make: &dyn Fn(&mut Write<'_>)| {
+            let mut write = store.write();
+            make(&mut write);
+            write.finish();
+            store.seal(Bytes::from_static(b"mark"));
+        };
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from(vec![0; 300]));
+        for _ in 0..2000 {
+            change(&|write| write.put(key.clone(), value.clone(), 0));
+        }
+        let revision = store.view().revision;
+        change(&|write| write.compact(revision));
+        saver.save().expect("saved");
+        let held = || {
+            let inner = store.read();
+            inner.recent.range(Revision::default(), inner.saved).count()
+        };
+        assert_eq!(held(), 2000);
+        let mut slices = 0;
+        while saver.sweep(10).expect("swept") {
+            slices += 1;
+        }
+        assert_eq!(held(), 1, "the newest");
+        assert!(slices > 1, "they went some at a time");
+    }
+}

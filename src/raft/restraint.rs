@@ -10,12 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Behind a slice of work comes a rest of so many times its length at first,
-const RESTS: u32 = 31;
-/// half as long after this time, and again,
+/// Behind a slice of work comes a rest of so many times its length: at first, after some [`PATIENCE`], and after twice that.
+const RESTS: [u32; 3] = [31, 15, 7];
 const PATIENCE: Duration = Duration::from_secs(20);
-/// down to so many times.
-const FEWEST_RESTS: u32 = 7;
 /// But no longer than this.
 const LONGEST: Duration = Duration::from_secs(1);
 /// A member is busy if its other threads take more than one part in so many of a core.
@@ -75,12 +72,9 @@ fn is_busy(taken: Duration, passed: Duration) -> bool {
 
 /// How long the rest behind a slice is, if the work began so long ago.
 fn rest(slice: Duration, age: Duration) -> Duration {
-    let halvings = u32::try_from(age.as_nanos() / PATIENCE.as_nanos());
-    let rests = halvings
-        .ok()
-        .and_then(|halvings| RESTS.checked_shr(halvings))
-        .unwrap_or(0);
-    (slice * rests.max(FEWEST_RESTS)).min(LONGEST)
+    let last = RESTS.len() - 1;
+    let step = usize::try_from(age.as_secs() / PATIENCE.as_secs()).unwrap_or(last);
+    (slice * RESTS[step.min(last)]).min(LONGEST)
 }
 
 /// CPU time that the threads but this one have taken.
