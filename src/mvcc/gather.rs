@@ -38,6 +38,15 @@ impl Gathered {
         self.metas.push(meta);
     }
 
+    /// Makes room for this many times as much as there is, if the system has it. A row that grows by halves is copied, and
+    /// leaves as much memory behind as it has at the end; room that is not used costs nothing.
+    pub fn make_room(&mut self, times: usize) {
+        // Without it, they grow.
+        let _ = self.keys.try_reserve(times.saturating_mul(self.keys.len()));
+        let _ = self.ends.try_reserve(times.saturating_mul(self.ends.len()));
+        let _ = self.metas.try_reserve(times.saturating_mul(self.metas.len()));
+    }
+
     fn key(&self, number: usize) -> &[u8] {
         let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.keys[start..self.ends[number]]

@@ -108,10 +108,17 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
         unsaved: false,
     };
     let mut gathered = Gathered::default();
-    for pair in engine.scan(keys::blocks()) {
-        for version in Block::parse(pair?.1)?.skim() {
+    for (number, block) in engine.scan(keys::blocks()).enumerate() {
+        let (_, bytes) = block?;
+        let length = bytes.len() as u64;
+        for version in Block::parse(bytes)?.skim() {
             let (at, pair) = version?;
             gather(inner, &mut gathered, at, &pair)?;
+        }
+        if number == 0 {
+            // The others are much like it.
+            let blocks = engine.size_on_disk()? / length;
+            gathered.make_room(usize::try_from(blocks).unwrap_or(usize::MAX));
         }
     }
     inner.index = gathered.index();
@@ -120,7 +127,7 @@ fn read_engine(engine: &dyn Engine, mark: &Bytes, inner: &mut Inner) -> Result<(
     for range in keys::records() {
         for pair in engine.scan(range) {
             let (key, value) = pair?;
-            inner.records.insert(key, value);
+            inner.records.insert(key, Bytes::copy_from_slice(&value));
         }
     }
     Ok(())

@@ -26,8 +26,8 @@
 //! make its files anew: the names here keep what they name. They are durable before the snapshot is named, and go once
 //! it is durably gone.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,8 +82,8 @@ pub struct SnapshotFile {
     size: u64,
     /// Of the file itself.
     own_size: u64,
-    /// The files beside it that records lie in.
-    beside: Arc<BTreeSet<PathBuf>>,
+    /// The files beside it that records lie in, by number.
+    beside: Arc<BTreeMap<u32, PathBuf>>,
     /// Set while it has a temporary name.
     unfinished: Option<Arc<Unfinished>>,
 }
@@ -115,7 +115,7 @@ impl SnapshotFile {
 
     /// Bytes on disk that are there for this snapshot alone: the state has let go of them, or never had them.
     pub fn bytes_alone(&self) -> u64 {
-        let beside = self.beside.iter().map(|path| bytes_alone(path).unwrap_or(0));
+        let beside = self.beside.values().map(|path| bytes_alone(path).unwrap_or(0));
         self.own_size + beside.sum::<u64>()
     }
 
@@ -136,8 +136,8 @@ impl SnapshotFile {
     /// Its frames, with all its files open: it may be replaced while it is read.
     fn frames(&self) -> io::Result<Frames> {
         let mut frames = Frames::open(self.fs.clone(), &self.path)?;
-        for path in &*self.beside {
-            frames.open_beside(path.clone())?;
+        for number in self.beside.keys() {
+            frames.beside(*number)?;
         }
         Ok(frames)
     }
@@ -242,7 +242,8 @@ impl SnapshotStore {
         }
         let is_kept = |path: &PathBuf| {
             let mut current = current.iter();
-            current.any(|current| current.path == *path || current.beside.contains(path))
+            current
+                .any(|current| current.path == *path || current.beside.values().any(|beside| beside == path))
         };
         let paths = names.into_iter().map(|name| self.dir.join(name));
         let mut others = paths.filter(|path| !is_kept(path));
@@ -416,7 +417,7 @@ impl SnapshotStore {
             .replace(snapshot.clone());
         if let Some(old) = old.filter(|old| old.snapshot.path != snapshot.snapshot.path) {
             // One that is being sent stays readable until it is closed.
-            let mut paths = std::iter::once(&old.snapshot.path).chain(&*old.snapshot.beside);
+            let mut paths = std::iter::once(&old.snapshot.path).chain(old.snapshot.beside.values());
             paths.try_for_each(|path| self.fs.remove(path))?;
         }
         Ok(snapshot)
@@ -510,12 +511,16 @@ fn verify(fs: &Arc<dyn Fs>, path: &Path) -> io::Result<Snapshot> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let mut frames = Frames::open(fs.clone(), path).map_err(named)?;
     while frames.next_frame().map_err(named)?.is_some() {}
+    let beside = frames
+        .beside
+        .into_iter()
+        .map(|(number, beside)| (number, beside.path));
     let file = SnapshotFile {
         fs: fs.clone(),
         path: path.to_path_buf(),
         size: frames.whole_size,
         own_size: frames.size,
-        beside: Arc::new(frames.beside.into_keys().collect()),
+        beside: Arc::new(beside.collect()),
         unfinished: None,
     };
     Ok(Snapshot {
@@ -648,8 +653,15 @@ struct Frames {
     chain: u32,
     count: u64,
     ended: bool,
-    /// The files that records lie in, with their lengths.
-    beside: BTreeMap<PathBuf, (Box<dyn File>, u64)>,
+    /// The files that records lie in, by number.
+    beside: BTreeMap<u32, Beside>,
+}
+
+/// A file that records lie in.
+struct Beside {
+    path: PathBuf,
+    file: Box<dyn File>,
+    length: u64,
 }
 
 impl Frames {
@@ -697,8 +709,7 @@ impl Frames {
             Some(Frame::Whole(record)) => return Ok(Some(record)),
             Some(Frame::Apart(kind, place)) => (kind, place),
         };
-        let (file, _) = self.file_of(&place)?;
-        let value = place.read(&**file)?;
+        let value = place.read(&*self.beside(place.file())?.file)?;
         let mut record = BytesMut::with_capacity(1 + value.len());
         record.put_u8(kind);
         record.put_slice(&value);
@@ -741,25 +752,21 @@ impl Frames {
         let parsed = payload.split_first();
         let parsed = parsed.and_then(|(kind, place)| Some((*kind, Place::decode(place)?)));
         let (kind, place) = parsed.ok_or_else(|| self.damaged_here("a record lies nowhere"))?;
-        if place.end() > self.file_of(&place)?.1 {
+        if place.end() > self.beside(place.file())?.length {
             return Err(self.damaged_here("a file beside it is cut short"));
         }
         Ok(Frame::Apart(kind, place))
     }
 
-    /// The file that a place is in, and its length.
-    fn file_of(&mut self, place: &Place) -> io::Result<&(Box<dyn File>, u64)> {
-        let path = self.dir.join(values_name(&self.meta, place.file()));
-        self.open_beside(path)
-    }
-
-    fn open_beside(&mut self, path: PathBuf) -> io::Result<&(Box<dyn File>, u64)> {
-        match self.beside.entry(path) {
+    /// The file with this number.
+    fn beside(&mut self, number: u32) -> io::Result<&Beside> {
+        match self.beside.entry(number) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let file = self.fs.open(entry.key())?;
+                let path = self.dir.join(values_name(&self.meta, number));
+                let file = self.fs.open(&path)?;
                 let length = file.length()?;
-                Ok(entry.insert((file, length)))
+                Ok(entry.insert(Beside { path, file, length }))
             }
         }
     }

@@ -5,6 +5,7 @@
 //! [`Batch`]es, so whatever survives a kill is one consistent point.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod ahead;
 pub mod fs;
 pub mod keys;
 mod memory;
@@ -65,7 +66,7 @@ pub trait Engine: Send + Sync {
     /// The last pair at or before `key` whose key is not before `from`.
     fn floor(&self, from: &[u8], key: &[u8]) -> Result<Option<Pair>>;
 
-    /// The pairs of a range, in order.
+    /// The pairs of a range, in order. Values may share their memory with others: who keeps some copies them.
     fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_>;
 
     /// The pairs of a range, in order, without a copy of what is large: the files in which that lies get second names, and

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 
+use super::ahead::Ahead;
 use super::values::{Place, Values};
 use super::{Batch, Engine, Error, Lent, Names, Pair, Result};
 
@@ -105,13 +106,23 @@ impl Sled {
     }
 
     /// The value of a key that had this in the tree; nothing if the key is gone by now.
-    fn value(&self, key: &[u8], mut stored: sled::IVec) -> Result<Option<Bytes>> {
+    fn value(&self, key: &[u8], stored: sled::IVec) -> Result<Option<Bytes>> {
+        self.value_by(|place| self.values.read(place), key, stored)
+    }
+
+    /// The same, by this way to read what lies in a file.
+    fn value_by(
+        &self,
+        mut read: impl FnMut(&Place) -> std::io::Result<Option<Bytes>>,
+        key: &[u8],
+        mut stored: sled::IVec,
+    ) -> Result<Option<Bytes>> {
         loop {
             let place = match Stored::parse(&stored)? {
                 Stored::Inline(value) => return Ok(Some(Bytes::copy_from_slice(value))),
                 Stored::At(place) => place,
             };
-            if let Some(value) = self.values.read(&place).map_err(failed)? {
+            if let Some(value) = read(&place).map_err(failed)? {
                 return Ok(Some(value));
             }
             match self.tree.get(key).map_err(failed)? {
@@ -244,9 +255,11 @@ impl Engine for Sled {
 
     fn scan(&self, range: Range<Bytes>) -> Box<dyn Iterator<Item = Result<Pair>> + '_> {
         let pairs = self.tree.range(&range.start[..]..&range.end[..]);
-        Box::new(pairs.filter_map(|pair| {
+        let mut ahead = Ahead::default();
+        Box::new(pairs.filter_map(move |pair| {
             let loaded = pair.map_err(failed).and_then(|(key, stored)| {
-                let value = self.value(&key, stored)?;
+                let read = |place: &Place| self.values.read_on(place, &mut ahead);
+                let value = self.value_by(read, &key, stored)?;
                 Ok(value.map(|value| (to_bytes(key), value)))
             });
             loaded.transpose()

@@ -26,6 +26,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::Names;
+use super::ahead::Ahead;
 use super::fs::{File, Fs, RealFs};
 
 /// A file that has grown to this is full; so few in tests that there are many.
@@ -70,12 +71,21 @@ impl Place {
 
     /// Where the value ends in its file.
     pub fn end(&self) -> u64 {
-        u64::from(self.offset) + u64::from(self.length)
+        self.begin() + u64::from(self.length)
+    }
+
+    /// Where the value begins in its file.
+    pub(super) fn begin(&self) -> u64 {
+        u64::from(self.offset)
     }
 
     /// The value, from its file.
     pub fn read(&self, file: &dyn File) -> io::Result<Bytes> {
-        let value = file.read_at(u64::from(self.offset), self.length as usize)?;
+        self.checked(file.read_at(self.begin(), self.length as usize)?)
+    }
+
+    /// What was read there, if it is what was written.
+    pub(super) fn checked(&self, value: Bytes) -> io::Result<Bytes> {
         match crc32c::crc32c(&value) == self.crc {
             true => Ok(value),
             false => Err(damaged(self, "the value is not what was written")),
@@ -265,6 +275,21 @@ impl Values {
         place.read(&*file).map(Some)
     }
 
+    /// The same for whoever reads one after the other: perhaps it was read with those before.
+    pub(super) fn read_on(&self, place: &Place, ahead: &mut Ahead) -> io::Result<Option<Bytes>> {
+        if let Some(value) = ahead.get(place) {
+            return value.map(Some);
+        }
+        let found = self
+            .files()
+            .get(&place.file)
+            .map(|file| (file.file.clone(), file.length));
+        let Some((file, length)) = found else {
+            return Ok(None);
+        };
+        ahead.read(place, &*file, length).map(Some)
+    }
+
     /// Gives a file a second name, or a copy under that name where a disk can't. Its contents are not on disk by that.
     pub(super) fn link(&self, number: u32, names: &Names<'_>) -> io::Result<()> {
         let found = self
@@ -381,6 +406,55 @@ mod tests {
     }
 
     #[test]
+    fn whoever_reads_on_finds_every_value_wherever_it_was_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let values = open(dir.path());
+        let written: Vec<(Place, Vec<u8>)> = (0..120u8)
+            .map(|number| {
+                let value = vec![number; 11 * usize::from(number % 37)];
+                (append(&values, &[number], &value), value)
+            })
+            .collect();
+        for step in [1, 2, 7, 119] {
+            let mut ahead = Ahead::default();
+            for at in 0..written.len() {
+                let (place, value) = &written[at * step % written.len()];
+                let found = values.read_on(place, &mut ahead).expect("read");
+                assert_eq!(found.expect("there"), value[..], "{at} of each {step}");
+            }
+        }
+        let gone = Place {
+            file: 99,
+            ..written[1].0
+        };
+        assert_eq!(
+            values.read_on(&gone, &mut Ahead::default()).expect("no error"),
+            None
+        );
+    }
+
+    #[test]
+    fn what_follows_is_read_with_a_value_if_it_is_wanted_in_order() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let values = open(dir.path());
+        let places: Vec<Place> = (0..9).map(|_| append(&values, b"k", &[7; 100])).collect();
+        let is_there = |ahead: &Ahead| {
+            places
+                .iter()
+                .map(|place| ahead.get(place).is_some())
+                .collect::<Vec<_>>()
+        };
+        let mut ahead = Ahead::default();
+        let mut read = |at: usize| {
+            let found = values.read_on(&places[at], &mut ahead).expect("read");
+            assert_eq!(found.expect("there"), [7; 100][..]);
+            is_there(&ahead).iter().filter(|there| **there).count()
+        };
+        assert_eq!([read(0), read(1), read(2), read(3)], [1, 1, 3, 3]);
+        assert_eq!([read(5), read(0)], [4, 1], "and no more than the file has");
+    }
+
+    #[test]
     fn a_value_is_found_by_its_place_also_after_a_reopen() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let values = open(dir.path());
@@ -447,6 +521,7 @@ mod tests {
         file.write_all_at(b"x", u64::from(place.offset) + 50)
             .expect("written");
         assert!(values.read(&place).is_err());
+        assert!(values.read_on(&place, &mut Ahead::default()).is_err());
         file.set_len(place.end() - 1).expect("cut");
         let reopened = open(dir.path());
         assert!(reopened.keep(&place).is_err());

@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 
 pub use look::LookOnly;
 #[cfg(test)]
@@ -138,8 +139,18 @@ impl File for RealFile {
     }
 
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let mut buffer = vec![0; length];
-        self.0.read_exact_at(&mut buffer, offset)?;
+        // Zeros would be written over at once.
+        let mut buffer = Vec::with_capacity(length);
+        while buffer.len() < length {
+            let at = offset + buffer.len() as u64;
+            match rustix::io::pread(&self.0, spare_capacity(&mut buffer), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The allocator may have given more room than was asked for.
+        buffer.truncate(length);
         Ok(buffer.into())
     }
 
