@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ops::Deref;
 
+use smallvec::SmallVec;
+
 use super::block::{Block, Version};
 use super::{Inner, Revision, Store};
 use crate::pb::mvccpb::KeyValue;
@@ -19,14 +21,16 @@ use crate::storage::{Engine, Error, Result, keys};
 /// Versions looked for under one hold of the lock: a large range must not stop the writer.
 const AT_ONCE: usize = 200;
 
-/// Versions that are touched before they are shown.
-const TOUCHED_AT_ONCE: usize = 16;
+/// Versions that are looked up, and touched, before the first of them is shown.
+const AHEAD: usize = 16;
 /// Bytes that the processor fetches at once, and how many times of a value: it goes on by itself.
 const LINE: usize = 64;
 const LINES: usize = 16;
 
 /// Pairs that were read from the engine for those who wait for them.
 type Loaded = BTreeMap<Revision, KeyValue>;
+/// Versions that are in memory, or not.
+type Ahead<'a> = SmallVec<[Option<&'a Version>; AHEAD]>;
 
 impl Store {
     /// Shows the pairs of versions, in the order in which they are named. `lock` is how the caller looks at what is in
@@ -63,10 +67,11 @@ impl Store {
     ) -> usize {
         let mut cache = None;
         let mut shown = 0;
-        for some in revisions.chunks(TOUCHED_AT_ONCE) {
-            touch(inner, some);
-            for revision in some {
-                if let Some(version) = inner.recent.get(*revision) {
+        for some in revisions.chunks(AHEAD) {
+            let found: Ahead<'_> = some.iter().map(|revision| inner.recent.get(*revision)).collect();
+            touch(&found);
+            for (revision, found) in some.iter().zip(found) {
+                if let Some(version) = found {
                     visit(&version.kv);
                 } else if let Some(pair) = loaded.remove(revision) {
                     visit(&pair);
@@ -117,15 +122,11 @@ impl Store {
 
 /// Has the processor fetch pairs into its caches: those that nothing depends on it fetches together, and the time of a
 /// range is mostly that of waiting for memory.
-fn touch(inner: &Inner, revisions: &[Revision]) {
-    if revisions.len() < 2 {
+fn touch(found: &Ahead<'_>) {
+    if found.len() < 2 {
         return;
     }
-    let versions = || {
-        revisions
-            .iter()
-            .filter_map(|revision| inner.recent.get(*revision))
-    };
+    let versions = || found.iter().copied().flatten();
     black_box(versions().fold(0, |sum, version| sum ^ version.kv.value.len()));
     // The key stands before the value where a put brought both, and the value's last line begins where none of its own does.
     let lines = versions().flat_map(|version| {

@@ -22,19 +22,42 @@ pub const HEAD: usize = 64;
 
 /// Appends a pair to a buffer.
 pub fn encode(pair: &KeyValue, out: &mut BytesMut) {
-    encode_bytes(KEY, &pair.key, out);
-    encode_number(CREATE_REVISION, pair.create_revision, out);
-    encode_number(MOD_REVISION, pair.mod_revision, out);
-    encode_number(VERSION, pair.version, out);
-    encode_bytes(VALUE, &pair.value, out);
-    encode_number(LEASE, pair.lease, out);
+    encode_behind(|_| (), pair, out);
 }
 
 /// Appends a pair as a field of another message.
 pub fn encode_field(tag: u32, pair: &KeyValue, out: &mut BytesMut) {
-    encode_key(tag, WireType::LengthDelimited, out);
-    encode_varint(length(pair) as u64, out);
-    encode(pair, out);
+    encode_behind(|head| encode_length(tag, length(pair), head), pair, out);
+}
+
+/// Appends what `before` writes, and a pair.
+fn encode_behind(before: impl FnOnce(&mut &mut [u8]), pair: &KeyValue, out: &mut BytesMut) {
+    let value = &pair.value;
+    at_once(out, |head| {
+        before(head);
+        encode_head(KEY, &pair.key, head);
+    });
+    out.put_slice(&pair.key);
+    at_once(out, |head| {
+        encode_number(CREATE_REVISION, pair.create_revision, head);
+        encode_number(MOD_REVISION, pair.mod_revision, head);
+        encode_number(VERSION, pair.version, head);
+        encode_head(VALUE, value, head);
+    });
+    out.put_slice(value);
+    if pair.lease != 0 {
+        at_once(out, |head| encode_number(LEASE, pair.lease, head));
+    }
+}
+
+/// Appends what `write` puts into a few bytes of the stack: for each byte that is appended alone, a buffer that grows has
+/// to be asked for room.
+fn at_once(out: &mut BytesMut, write: impl FnOnce(&mut &mut [u8])) {
+    let mut head = [0; HEAD];
+    let mut free = &mut head[..];
+    write(&mut free);
+    let written = HEAD - free.len();
+    out.put_slice(&head[..written]);
 }
 
 /// A pair as it is encoded, without a copy.
@@ -76,15 +99,19 @@ pub fn skim(mut bytes: &[u8]) -> Option<Skimmed<'_>> {
     Some(found)
 }
 
-fn encode_bytes(tag: u32, bytes: &[u8], out: &mut BytesMut) {
+/// What stands before a field of bytes, unless it is empty: then there is none.
+fn encode_head(tag: u32, bytes: &[u8], out: &mut impl BufMut) {
     if !bytes.is_empty() {
-        encode_key(tag, WireType::LengthDelimited, out);
-        encode_varint(bytes.len() as u64, out);
-        out.put_slice(bytes);
+        encode_length(tag, bytes.len(), out);
     }
 }
 
-fn encode_number(tag: u32, number: i64, out: &mut BytesMut) {
+fn encode_length(tag: u32, length: usize, out: &mut impl BufMut) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+}
+
+fn encode_number(tag: u32, number: i64, out: &mut impl BufMut) {
     if number != 0 {
         int64::encode(tag, &number, out);
     }
