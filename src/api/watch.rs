@@ -21,7 +21,7 @@ use super::{credentials, header, limits, status, unimplemented};
 use crate::error::Error;
 use crate::pb::etcdserverpb::WatchRequest;
 use crate::server::auth::{Credentials, Gate};
-use crate::server::watches::{Requests, Responses};
+use crate::server::watches::{Message, Requests, Responses, encoded};
 use crate::server::{ENVELOPE, Server};
 use crate::wire::codec::ProtobufCodec;
 use crate::wire::framing::{PREFIX, ended, seal};
@@ -102,13 +102,19 @@ impl Answers {
         if let Poll::Ready(ended) = Pin::new(&mut self.end).poll(cx) {
             return Poll::Ready(Err(ended.unwrap_or_else(|_| status(Error::Stopped))));
         }
-        let mut framed = BytesMut::new();
-        for message in ready!(self.responses.poll_some(cx)).map_err(status)? {
+        let messages = ready!(self.responses.poll_some(cx)).map_err(status)?;
+        // For prefixes and headers too, so that one buffer does.
+        let mut framed = BytesMut::with_capacity(messages.iter().map(Message::size).sum());
+        let mut newest = (None, Bytes::new());
+        for message in messages.drain(..) {
+            // Mostly they are all of one revision.
+            if newest.0 != Some(message.revision) {
+                let header = header(&self.server, message.revision);
+                newest = (Some(message.revision), encoded(&header));
+            }
             let begin = framed.len();
-            // For the prefix too, so that one buffer does.
-            framed.reserve(message.size());
             framed.put_bytes(0, PREFIX);
-            message.encode(header(&self.server, message.revision), &mut framed);
+            message.encode(&newest.1, &mut framed);
             seal(&mut framed[begin..])?;
         }
         Poll::Ready(Ok(framed.freeze()))

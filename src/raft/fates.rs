@@ -23,7 +23,6 @@
 //! does not compare; the rolling upgrade away from it is the one time when it matters.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -54,7 +53,7 @@ pub struct Fates {
 #[derive(Default)]
 struct Table {
     /// By the command's id.
-    handed: HashMap<u64, Handed, BuildHasherDefault<Spread>>,
+    handed: HashMap<u64, Handed, foldhash::fast::RandomState>,
     /// Who led when the last entry that is applied here was appended.
     applied: Option<LeaderId>,
 }
@@ -179,24 +178,6 @@ fn tell(told: Vec<(Teller, Fate)>) {
 
 fn not_made() -> ProposeError {
     ProposeError::NotProposed("another leader's entries were applied without it".to_string())
-}
-
-/// Ids are random already.
-#[derive(Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("ids are numbers")
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 /// What a command that is on its way into the log comes to; nothing, if Raft stops.

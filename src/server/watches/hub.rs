@@ -24,13 +24,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use super::fan_out::{Interest, Parcel, Parcels, fan_out};
+use super::fan_out::{Interest, Parcel, Parcels, Sent, fan_out};
 use super::index::{Index, Keys};
 use super::message::{Message, fragments};
-use super::outbox::{Alarm, Outbox};
+use super::outbox::{Alarm, Offered, Outbox};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::mvcc::Versions;
@@ -78,9 +77,12 @@ pub struct Hub {
     runtime: Option<Handle>,
 }
 
+/// Numbers are chosen here, and looked up for each event of each watcher: a hash that nobody attacks can be cheap.
+type Numbered<T> = HashMap<u64, T, foldhash::fast::RandomState>;
+
 struct State {
-    streams: HashMap<u64, Stream>,
-    watchers: HashMap<u64, Watcher>,
+    streams: Numbered<Stream>,
+    watchers: Numbered<Watcher>,
     /// The live index.
     synced: Index,
     /// Those that lag, the longest waiting first; and some that are gone.
@@ -166,7 +168,7 @@ fn reason(error: Error) -> String {
 /// Watchers that are read to together.
 struct Group {
     index: Index,
-    interests: HashMap<u64, Interest>,
+    interests: Numbered<Interest>,
     /// In the order in which they wait.
     numbers: Vec<u64>,
 }
@@ -175,8 +177,8 @@ impl Hub {
     /// No watchers yet.
     pub fn new(reader: Reader, feed: Feed, metrics: Arc<Metrics>, options: Options) -> Hub {
         let state = State {
-            streams: HashMap::new(),
-            watchers: HashMap::new(),
+            streams: Numbered::default(),
+            watchers: Numbered::default(),
             synced: Index::default(),
             lagging: VecDeque::new(),
             revision: reader.revision(),
@@ -449,7 +451,7 @@ impl Hub {
                 }
                 continue;
             }
-            let parcels = read.parcels.remove(&number).unwrap_or_default();
+            let parcels = read.parcels.take(number);
             if self.hand_over(state, number, parcels, read.last, now, &mut told) {
                 state.reached(number, read.last);
             } else {
@@ -465,7 +467,7 @@ impl Hub {
         &self,
         state: &mut State,
         number: u64,
-        parcels: SmallVec<[Parcel; 1]>,
+        parcels: Sent,
         last: i64,
         now: Instant,
         told: &mut Told,
@@ -478,18 +480,16 @@ impl Hub {
         }
         let mut left = parcels.into_iter().peekable();
         while let Some(parcel) = left.next() {
-            if !watcher.outbox.has_room() {
-                watcher.interest.next = parcel.first;
+            let (first, revision) = match left.peek() {
+                Some(_) => (parcel.first, parcel.last),
+                None => (parcel.first, last),
+            };
+            if !watcher.send(revision, parcel, self.options.fragment_bytes, told) {
+                watcher.interest.next = first;
                 state.fall_back(number);
                 self.alarm.ring();
                 return false;
             }
-            let revision = match left.peek() {
-                Some(_) => parcel.last,
-                None => last,
-            };
-            self.metrics.watch_events.add(parcel.events.len() as u64);
-            watcher.send(revision, parcel, self.options.fragment_bytes, told);
         }
         true
     }
@@ -497,8 +497,9 @@ impl Hub {
     /// Wakes the streams. Where they run that is cheap; from this thread each would cost a lock, and a call of the system
     /// perhaps.
     fn announce(&self, told: Told) {
+        self.metrics.watch_events.add(told.events);
         match &self.runtime {
-            Some(runtime) if told.0.len() > 1 => drop(runtime.spawn(async move { told.announce() })),
+            Some(runtime) if told.outboxes.len() > 1 => drop(runtime.spawn(async move { told.announce() })),
             _ => told.announce(),
         }
     }
@@ -532,19 +533,17 @@ impl Hub {
     }
 }
 
-/// The outboxes that got something which their streams don't know of yet: each stream is woken once, for all of it.
+/// What was put on its way.
 #[derive(Default)]
-struct Told(Vec<Arc<Outbox>>);
+struct Told {
+    /// Those that got something which their streams don't know of yet: each stream is woken once, for all of it.
+    outboxes: Vec<Arc<Outbox>>,
+    events: u64,
+}
 
 impl Told {
-    fn put(&mut self, outbox: &Arc<Outbox>, message: Message) {
-        if outbox.put(message) {
-            self.0.push(outbox.clone());
-        }
-    }
-
     fn announce(self) {
-        self.0.iter().for_each(|outbox| outbox.announce());
+        self.outboxes.iter().for_each(|outbox| outbox.announce());
     }
 }
 
@@ -560,7 +559,7 @@ struct Read {
 impl Read {
     fn nothing(compacted: i64) -> Read {
         Read {
-            parcels: Parcels::new(),
+            parcels: Parcels::default(),
             last: 0,
             compacted,
         }
@@ -587,16 +586,24 @@ fn canceled(id: i64) -> WatchResponse {
 }
 
 impl Watcher {
-    fn send(&self, revision: i64, parcel: Parcel, fragment_bytes: usize, told: &mut Told) {
-        match self.fragment {
-            true => {
-                let fragments = fragments(revision, self.id, parcel.events, fragment_bytes);
-                fragments
-                    .into_iter()
-                    .for_each(|fragment| told.put(&self.outbox, fragment));
-            }
-            false => told.put(&self.outbox, Message::events(revision, self.id, parcel.events)),
+    /// Puts a parcel on its way, if there is room; whether there was.
+    fn send(&self, revision: i64, parcel: Parcel, fragment_bytes: usize, told: &mut Told) -> bool {
+        let events = parcel.events.len() as u64;
+        let offered = match self.fragment {
+            true => self
+                .outbox
+                .offer(fragments(revision, self.id, parcel.events, fragment_bytes)),
+            false => self
+                .outbox
+                .offer([Message::events(revision, self.id, parcel.events)]),
+        };
+        match offered {
+            Offered::NoRoom => return false,
+            Offered::First => told.outboxes.push(self.outbox.clone()),
+            Offered::Behind => {}
         }
+        told.events += events;
+        true
     }
 }
 
@@ -738,7 +745,7 @@ impl State {
     fn pick(&mut self) -> Option<Group> {
         let mut group = Group {
             index: Index::default(),
-            interests: HashMap::new(),
+            interests: Numbered::default(),
             numbers: Vec::new(),
         };
         let mut from = None;

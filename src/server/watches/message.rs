@@ -5,13 +5,16 @@ use std::cell::OnceCell;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{WireType, bool, encode_key, encode_varint, encoded_len_varint, int64, message};
 use smallvec::SmallVec;
 
 use crate::pb::etcdserverpb::{ResponseHeader, WatchResponse};
 use crate::pb::mvccpb::Event;
 
-/// The field's number in `WatchResponse`.
+/// The fields' numbers in `WatchResponse`.
+const HEADER: u32 = 1;
+const WATCH_ID: u32 = 2;
+const FRAGMENT: u32 = 7;
 const EVENTS: u32 = 11;
 /// What a message takes in memory beside its events, about.
 const HEAD: usize = 256;
@@ -86,30 +89,24 @@ impl Message {
         self.encoded_events().iter().map(Bytes::len).sum()
     }
 
-    fn head(&self, header: ResponseHeader) -> WatchResponse {
-        let said = match &self.content {
-            Content::Control(said) => WatchResponse::clone(said),
+    /// As it is on the wire, appended to a buffer, with its header in front ([`encoded`]).
+    pub fn encode(&self, header: &[u8], out: &mut BytesMut) {
+        out.put_slice(header);
+        match &self.content {
+            Content::Control(said) => said.encode_raw(out),
             Content::Events {
-                watch_id, fragment, ..
-            } => WatchResponse {
-                watch_id: *watch_id,
-                fragment: *fragment,
-                ..WatchResponse::default()
-            },
-        };
-        WatchResponse {
-            header: Some(header),
-            ..said
-        }
-    }
-
-    /// As it is on the wire, appended to a buffer.
-    pub fn encode(&self, header: ResponseHeader, out: &mut BytesMut) {
-        let head = self.head(header);
-        out.reserve(head.encoded_len() + self.events_len());
-        head.encode_raw(out);
-        for event in self.encoded_events() {
-            out.put_slice(event);
+                watch_id,
+                fragment,
+                events,
+            } => {
+                if *watch_id != 0 {
+                    int64::encode(WATCH_ID, watch_id, out);
+                }
+                if *fragment {
+                    bool::encode(FRAGMENT, fragment, out);
+                }
+                events.iter().for_each(|event| out.put_slice(event));
+            }
         }
     }
 
@@ -120,9 +117,16 @@ impl Message {
             ..ResponseHeader::default()
         };
         let mut out = BytesMut::new();
-        self.encode(header, &mut out);
+        self.encode(&encoded(&header), &mut out);
         WatchResponse::decode(out.freeze()).expect("what was encoded here can be decoded")
     }
+}
+
+/// A header as an answer has it: thousands of answers at one revision have the same.
+pub fn encoded(header: &ResponseHeader) -> Bytes {
+    let mut out = BytesMut::new();
+    message::encode(HEADER, header, &mut out);
+    out.freeze()
 }
 
 /// A watcher's events in messages of about `limit` bytes; all but the last say that more follows.
@@ -210,14 +214,47 @@ mod tests {
         }
     }
 
-    fn encoded(events: &[Event]) -> Events {
+    fn encoded_all(events: &[Event]) -> Events {
         events.iter().map(|event| Encoded::new(event).plain()).collect()
+    }
+
+    #[test]
+    fn an_answer_is_what_prost_would_send() {
+        let header = ResponseHeader {
+            cluster_id: u64::MAX,
+            member_id: 1 << 40,
+            revision: 9,
+            raft_term: 3,
+        };
+        let events = vec![event("a", 0), event("b", 500)];
+        let control = WatchResponse {
+            watch_id: 4,
+            canceled: true,
+            cancel_reason: "why".to_string(),
+            ..WatchResponse::default()
+        };
+        let mut answers = vec![(Message::control(9, control.clone()), control)];
+        for (watch_id, fragment) in [(0, false), (-1, true), (300, false)] {
+            let message = Message::fragment(9, watch_id, encoded_all(&events), fragment);
+            let answer = WatchResponse {
+                watch_id,
+                fragment,
+                events: events.clone(),
+                ..WatchResponse::default()
+            };
+            answers.push((message, answer));
+        }
+        for (message, answer) in answers {
+            let (mut out, header) = (BytesMut::new(), Some(header));
+            message.encode(&encoded(&header.unwrap_or_default()), &mut out);
+            assert_eq!(out, WatchResponse { header, ..answer }.encode_to_vec());
+        }
     }
 
     #[test]
     fn shared_bytes_make_the_answer_that_was_meant() {
         let events = [event("a", 0), event("b", 5), event("c", 500)];
-        let response = Message::events(9, 3, encoded(&events)).into_response();
+        let response = Message::events(9, 3, encoded_all(&events)).into_response();
         assert_eq!(response.events, events);
         assert_eq!(
             (response.watch_id, response.header.map(|h| h.revision)),
@@ -252,7 +289,7 @@ mod tests {
     fn fragments_hold_all_events_in_order() {
         let events: Vec<Event> = (0..10).map(|n| event(&n.to_string(), 100)).collect();
         for (limit, count) in [(1, 10), (250, 5), (100_000, 1)] {
-            let fragments = fragments(9, 3, encoded(&events), limit);
+            let fragments = fragments(9, 3, encoded_all(&events), limit);
             let answers: Vec<_> = fragments.into_iter().map(Message::into_response).collect();
             let marks: Vec<bool> = answers.iter().map(|answer| answer.fragment).collect();
             assert_eq!(marks, (1..=count).map(|n| n < count).collect::<Vec<_>>());

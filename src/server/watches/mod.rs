@@ -31,7 +31,6 @@ mod outbox;
 mod tests;
 
 use std::collections::VecDeque;
-use std::collections::vec_deque::Drain;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +50,7 @@ use crate::server::auth::Caller;
 use crate::state::Reader;
 use crate::storage;
 
-pub use message::Message;
+pub use message::{Message, encoded};
 
 /// How often idle watchers are looked at, as a part of the progress interval.
 const TICKS_PER_INTERVAL: u32 = 10;
@@ -254,12 +253,12 @@ impl Responses {
         }
     }
 
-    /// The next responses, some of them at once. For a task that polls.
-    pub fn poll_some(&mut self, cx: &Context<'_>) -> Poll<Result<Drain<'_, Message>, Error>> {
+    /// The next responses, some of them at once, to be taken out of the queue. For a task that polls.
+    pub fn poll_some(&mut self, cx: &Context<'_>) -> Poll<Result<&mut VecDeque<Message>, Error>> {
         if self.taken.is_empty() {
             ready!(self.outbox.poll_take(cx, &mut self.taken))?;
         }
-        Poll::Ready(Ok(self.taken.drain(..)))
+        Poll::Ready(Ok(&mut self.taken))
     }
 }
 

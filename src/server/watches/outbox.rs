@@ -71,6 +71,23 @@ impl Inner {
     fn low(&self) -> usize {
         self.limit / 2
     }
+
+    fn add(&mut self, message: Message) {
+        self.bytes += message.size();
+        self.queue.push_back(message);
+    }
+}
+
+/// What became of messages that were offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offered {
+    /// None was added.
+    NoRoom,
+    /// They are the first that the other end was not told of: [`Outbox::announce`] is to be called once all that there is
+    /// now was added, so that it goes out together.
+    First,
+    /// Added behind such.
+    Behind,
 }
 
 impl Outbox {
@@ -121,17 +138,21 @@ impl Outbox {
 
     /// Adds a message, and says so.
     pub fn push(&self, message: Message) {
-        self.put(message);
+        self.lock().add(message);
         self.announce();
     }
 
-    /// Adds a message. Whether it is the first that nobody was told of: [`Outbox::announce`] is to be called once all
-    /// that there is now was put in, so that it goes out together.
-    pub fn put(&self, message: Message) -> bool {
+    /// Adds messages that belong together, if there is room for one more.
+    pub fn offer(&self, messages: impl IntoIterator<Item = Message>) -> Offered {
         let mut inner = self.lock();
-        inner.bytes += message.size();
-        inner.queue.push_back(message);
-        !std::mem::replace(&mut inner.is_quiet, true)
+        if inner.bytes >= inner.limit {
+            return Offered::NoRoom;
+        }
+        messages.into_iter().for_each(|message| inner.add(message));
+        match std::mem::replace(&mut inner.is_quiet, true) {
+            true => Offered::Behind,
+            false => Offered::First,
+        }
     }
 
     /// Tells the other end that there are messages.
