@@ -15,9 +15,10 @@
 //! and [`forwarded`] what that leader says · [`snapshot`] snapshot files, [`due`] when · [`network`] to peers, by
 //! [`channel`]s · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
 //! [`observer`] what the journal is told · [`figures`] for whoever looks · [`membership`] one change at a time ·
-//! [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`open`] what is on disk, continued
+//! [`awakening`] after a start · [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`open`] what is on disk, continued
 //! or rebuilt · [`replica`] all of it, opened and running.
 
+mod awakening;
 mod ballots;
 mod channel;
 mod contact;

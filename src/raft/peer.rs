@@ -189,6 +189,7 @@ impl Peer for PeerService {
         let vote = self.replica.vote()?;
         Ok(Response::new(peer::ConfirmVoteReply {
             vote: vote.as_ref().map(to_wire_vote),
+            knows_leader: self.replica.knows_leader(),
         }))
     }
 

@@ -248,7 +248,7 @@ fn holds(vote: Option<Vote>, leaders: Vote) -> bool {
 }
 
 /// A majority of every voter set.
-fn is_quorum(voters: &[BTreeSet<u64>], agreeing: &BTreeSet<u64>) -> bool {
+pub(super) fn is_quorum(voters: &[BTreeSet<u64>], agreeing: &BTreeSet<u64>) -> bool {
     voters
         .iter()
         .all(|set| 2 * set.intersection(agreeing).count() > set.len())

@@ -290,6 +290,7 @@ impl Replica {
             inner: Arc::new(inner),
         };
         tokio::spawn(super::observer::run(replica.clone()));
+        tokio::spawn(super::awakening::run(replica.clone()));
         Ok(replica)
     }
 
@@ -671,6 +672,12 @@ impl Replica {
     /// A leader called.
     pub fn heard_from_leader(&self) {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether a leader called lately, or this member leads, be it cut off. Others ask at every read, so it takes no time.
+    pub fn knows_leader(&self) -> bool {
+        let heard = *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|at| at.elapsed() < self.inner.timing.election) || self.leads()
     }
 
     /// Whether this member hears from its leader, or leads and hears from a majority. Raft still names a leader that

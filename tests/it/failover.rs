@@ -97,6 +97,39 @@ async fn members_agree_on_who_they_are() {
     }
 }
 
+/// Timers that would not run out within [`PATIENCE`].
+const SLOW_TIMERS: [&str; 2] = ["--election-timeout=50000", "--heartbeat-interval=100"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_starts_again_does_not_wait_for_its_timers() {
+    for size in [1, 3] {
+        let mut cluster = Cluster::start_with(size, &SLOW_TIMERS).await;
+        put_somewhere(&cluster, "before", "1").await;
+        (0..size).for_each(|member| cluster.kill(member));
+        (0..size).for_each(|member| cluster.spawn(member));
+        let gap = put_somewhere(&cluster, "after", "2").await;
+        println!("{size} started again: the next write was acknowledged after {gap:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_starts_does_not_depose_a_leader() {
+    let mut cluster = Cluster::start_with(3, &SLOW_TIMERS).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let term = cluster.status(leader).await.expect("its status").raft_term;
+    for _ in 0..3 {
+        cluster.kill(follower);
+        put_somewhere(&cluster, "while it is gone", "1").await;
+        cluster.restart(follower).await;
+        await_local(&cluster, follower, "while it is gone", "1").await;
+        let now = cluster.status(leader).await.expect("its status");
+        assert_eq!(
+            (now.leader, now.raft_term),
+            (now.header.expect("a header").member_id, term)
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_catches_up() {
     let mut cluster = Cluster::start(3).await;
