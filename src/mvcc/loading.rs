@@ -30,7 +30,7 @@ const LINES: usize = 16;
 /// Pairs that were read from the engine for those who wait for them.
 type Loaded = BTreeMap<Revision, KeyValue>;
 /// Versions that are in memory, or not.
-type Ahead<'a> = SmallVec<[Option<&'a Version>; AHEAD]>;
+type LookedUp<'a> = SmallVec<[Option<&'a Version>; AHEAD]>;
 
 impl Store {
     /// Shows the pairs of versions, in the order in which they are named. `lock` is how the caller looks at what is in
@@ -68,7 +68,7 @@ impl Store {
         let mut cache = None;
         let mut shown = 0;
         for some in revisions.chunks(AHEAD) {
-            let found: Ahead<'_> = some.iter().map(|revision| inner.recent.get(*revision)).collect();
+            let found: LookedUp<'_> = some.iter().map(|revision| inner.recent.get(*revision)).collect();
             touch(&found);
             for (revision, found) in some.iter().zip(found) {
                 if let Some(version) = found {
@@ -122,7 +122,7 @@ impl Store {
 
 /// Has the processor fetch pairs into its caches: those that nothing depends on it fetches together, and the time of a
 /// range is mostly that of waiting for memory.
-fn touch(found: &Ahead<'_>) {
+fn touch(found: &LookedUp<'_>) {
     if found.len() < 2 {
         return;
     }

@@ -1,7 +1,7 @@
 //! After a start: who finds that a majority is up, and that nobody in it knows a leader, asks for votes without waiting.
 //!
-//! A member that starts hears from no leader, and by its timer alone would wait for an election timeout first. Where all
-//! of a cluster starts again, that is most of what it takes until it answers. So for as long as the timer would have it
+//! A member that starts hears from no leader, and by its timer alone would wait for half of the election timeout first.
+//! Where all of a cluster starts again, that is much of what it takes until it answers. So for as long as the timer would have it
 //! wait, the member looks at the others:
 //!
 //! ```text

@@ -674,10 +674,17 @@ impl Replica {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
+    /// How long ago a leader called.
+    fn heard_ago(&self) -> Option<Duration> {
+        let heard = self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.map(|at| at.elapsed())
+    }
+
     /// Whether a leader called lately, or this member leads, be it cut off. Others ask at every read, so it takes no time.
     pub fn knows_leader(&self) -> bool {
-        let heard = *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.is_some_and(|at| at.elapsed() < self.inner.timing.election) || self.leads()
+        self.heard_ago()
+            .is_some_and(|ago| ago < self.inner.timing.election)
+            || self.leads()
     }
 
     /// Whether this member hears from its leader, or leads and hears from a majority. Raft still names a leader that
@@ -694,10 +701,7 @@ impl Replica {
         match metrics.current_leader == Some(me) {
             true if metrics.membership_config.membership().voter_ids().eq([me]) => Some(Duration::ZERO),
             true => metrics.last_quorum_acked.map(|at| at.elapsed()),
-            false => {
-                let heard = self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                heard.map(|at| at.elapsed())
-            }
+            false => self.heard_ago(),
         }
     }
 
