@@ -97,8 +97,10 @@ async fn members_agree_on_who_they_are() {
     }
 }
 
-/// Timers that would not run out within [`PATIENCE`].
+/// The slowest timers that may be set,
 const SLOW_TIMERS: [&str; 2] = ["--election-timeout=50000", "--heartbeat-interval=100"];
+/// and the shortest of them after a start: 0.35 of that.
+const TIMER: Duration = Duration::from_millis(17_500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_starts_again_does_not_wait_for_its_timers() {
@@ -109,6 +111,7 @@ async fn a_cluster_that_starts_again_does_not_wait_for_its_timers() {
         (0..size).for_each(|member| cluster.spawn(member));
         let gap = put_somewhere(&cluster, "after", "2").await;
         println!("{size} started again: the next write was acknowledged after {gap:?}");
+        assert!(gap < TIMER, "{size} members: the gap was {gap:?}");
     }
 }
 
