@@ -169,21 +169,25 @@ async fn fill(endpoint: &str) -> i64 {
 }
 
 /// Ids and granted TTLs.
+/// The ids and TTLs, in seconds, of a cluster's leases, of which none ends meanwhile.
 async fn leases(endpoint: &str) -> Vec<(i64, i64)> {
     let mut client = LeaseClient::new(channel(endpoint));
-    let list = client.lease_leases(LeaseLeasesRequest {}).await.expect("listed");
     let mut leases = Vec::new();
-    for lease in list.into_inner().leases {
-        let ask = LeaseTimeToLiveRequest {
-            id: lease.id,
-            keys: false,
-        };
+    for id in lease_ids(endpoint).await {
+        let ask = LeaseTimeToLiveRequest { id, keys: false };
         let answer = client.lease_time_to_live(ask).await.expect("told").into_inner();
-        assert!(answer.ttl > 0, "lease {} has run out", lease.id);
-        leases.push((lease.id, answer.granted_ttl));
+        assert!(answer.ttl > 0, "lease {id} has run out");
+        leases.push((id, answer.granted_ttl));
     }
-    leases.sort_unstable();
     leases
+}
+
+async fn lease_ids(endpoint: &str) -> Vec<i64> {
+    let mut client = LeaseClient::new(channel(endpoint));
+    let list = client.lease_leases(LeaseLeasesRequest {}).await.expect("listed");
+    let mut ids: Vec<i64> = list.into_inner().leases.iter().map(|lease| lease.id).collect();
+    ids.sort_unstable();
+    ids
 }
 
 async fn hash(endpoint: &str, revision: i64) -> u32 {
@@ -642,7 +646,7 @@ async fn a_live_etcd_is_imported_and_followed_until_clients_go_over() {
         .await
         .expect("revoked");
     wait_for(PATIENCE, "the revoked lease to go", || async {
-        (leases(to).await == leases(from).await).then_some(())
+        (lease_ids(to).await == lease_ids(from).await).then_some(())
     })
     .await;
     signal(&following, "INT");
