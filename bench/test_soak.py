@@ -100,8 +100,8 @@ class Script(unittest.TestCase):
     def test_an_hour_without_change_is_steady(self):
         code, text = self.run_with(hour(), "--markdown")
         self.assertEqual(code, 0)
-        self.assertIn("| memory, MiB | 200 · 200 · 200 | 200 · 200 · 200 | +0.0 · +0.0 · +0.0 | 5 | steady |", text)
-        self.assertIn("| p99, ms | 4.00 | 4.00 | +0.0 | 10 | steady |", text)
+        self.assertIn("| memory, MiB | 200 · 200 · 200 | 200 · 200 · 200 | +0.0 · +0.0 · +0.0 | %s | 5 | steady |" % " · ".join(3 * ["+0.0 to +0.0"]), text)
+        self.assertIn("| p99, ms | 4.00 | 4.00 | +0.0 | +0.0 to +0.0 | 10 | steady |", text)
         self.assertNotIn("**", text)
 
     def test_what_all_windows_have_in_common_and_come_to_is_told(self):
@@ -117,7 +117,8 @@ class Script(unittest.TestCase):
     def test_memory_that_grows_fails_the_run(self):
         code, text = self.run_with(hour(mib=lambda hours: 200 + 20 * hours), "--markdown")
         self.assertEqual(code, 1)
-        self.assertIn("| 202 · 202 · 202 | 218 · 218 · 218 | +9.5 · +9.5 · +9.5 | 5 | **grows** |", text)
+        within = " · ".join(3 * ["+9.5 to +9.5"])
+        self.assertIn("| 202 · 202 · 202 | 218 · 218 · 218 | +9.5 · +9.5 · +9.5 | %s | 5 | **grows** |" % within, text)
 
     def test_a_file_for_each_window_fails_the_run_and_a_few_do_not(self):
         for more, told in ((60, "**grows**"), (9, "steady")):
@@ -130,6 +131,13 @@ class Script(unittest.TestCase):
         self.assertEqual((code, "**drifts**" in self.row(text, "p99,")), (1, True))
         code, text = self.run_with(windows, "--markdown", "--drifts", "30")
         self.assertEqual((code, "**" in text), (0, False))
+
+    def test_noise_neither_fails_the_run_nor_passes_for_steadiness(self):
+        chance = random.Random(7)
+        for drift in (0, 1):
+            windows = hour(p99=lambda hours: 4 + drift * hours + chance.uniform(0, 9))
+            code, text = self.run_with(windows, "--markdown")
+            self.assertEqual((code, "hidden by noise" in self.row(text, "p99,")), (0, True), text)
 
     def test_what_becomes_less_is_steady(self):
         code, text = self.run_with(hour(mib=lambda hours: 200 - 100 * hours), "--markdown")
@@ -179,20 +187,31 @@ class Script(unittest.TestCase):
 
 class Slope(unittest.TestCase):
     def test_it_is_that_of_a_line(self):
-        self.assertAlmostEqual(soak.slope([(x / 60, 3 + 2 * x / 60) for x in range(60)]), 2)
+        for end in soak.slopes([(x / 60, 3 + 2 * x / 60) for x in range(60)]):
+            self.assertAlmostEqual(end, 2)
 
     def test_outliers_and_noise_do_not_move_it_far(self):
         chance = random.Random(7)
         points = [[x / 60, 100 + 6 * x / 60 + chance.gauss(0, 2)] for x in range(60)]
         for at in (3, 31, 50, 51, 58):
             points[at][1] *= 20
-        self.assertAlmostEqual(soak.slope(points), 6, delta=2)
+        slope, low, high = soak.slopes(points)
+        self.assertAlmostEqual(slope, 6, delta=2)
+        self.assertTrue(low < 6 < high)
 
     def test_a_sawtooth_has_none(self):
-        self.assertAlmostEqual(soak.slope([(x / 60, 200 + 50 * (x % 2)) for x in range(60)]), 0)
+        self.assertAlmostEqual(soak.slopes([(x / 60, 200 + 50 * (x % 2)) for x in range(60)])[0], 0)
+
+    def test_its_interval_has_the_true_one_by_95_in_a_hundred(self):
+        chance, misses = random.Random(7), 0
+        for _ in range(400):
+            points = [(x / 60, 100 + 6 * x / 60 + chance.gauss(0, 5)) for x in range(60)]
+            _, low, high = soak.slopes(points)
+            misses += not low <= 6 <= high
+        self.assertTrue(8 <= misses <= 36, misses)
 
     def test_one_point_has_none(self):
-        self.assertEqual(soak.trend([60], [5.0]), soak.Trend(5.0, 5.0, 0.0, 0.0))
+        self.assertEqual(soak.trend([60], [5.0]), soak.Trend(5.0, 5.0, 0.0, 0.0, 0.0, 0.0))
 
     def test_what_is_always_zero_has_none(self):
         self.assertEqual(soak.trend([60, 120], [0, 0]).slope, 0)
