@@ -1,4 +1,5 @@
-//! Whether the others answer this member's heartbeats: nothing large is begun for one that does not.
+//! Whether the others answer this member's heartbeats: nothing large is begun for one that does not; and whether they
+//! wait for what this member has not told them yet.
 //!
 //! A snapshot for a member that is cut off would be begun again and again. It waits for the next heartbeat that is
 //! answered instead, so it is on its way within a heartbeat interval of the member's return.
@@ -7,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How long one that does not answer is waited for: it may be so slow that only heartbeats come too late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Contact {
     answers: Arc<watch::Sender<bool>>,
+    hurry: Arc<Notify>,
 }
 
 impl Default for Contact {
@@ -23,6 +25,7 @@ impl Default for Contact {
     fn default() -> Self {
         Contact {
             answers: Arc::new(watch::channel(true).0),
+            hurry: Arc::default(),
         }
     }
 }
@@ -37,6 +40,16 @@ impl Contact {
     /// Whether it answered the last heartbeat, as far as is known.
     pub fn answers(&self) -> bool {
         *self.answers.borrow()
+    }
+
+    /// The member waits to be told what is committed.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+
+    /// Returns once that was said, be it before.
+    pub async fn hurried(&self) {
+        self.hurry.notified().await;
     }
 
     /// Returns once the member answers, or was waited for long enough.
@@ -61,6 +74,11 @@ impl Contacts {
     /// The contact with `id`.
     pub fn with(&self, id: u64) -> Contact {
         self.lock().entry(id).or_default().clone()
+    }
+
+    /// The contact with `id`, if there was any.
+    pub fn known(&self, id: u64) -> Option<Contact> {
+        self.lock().get(&id).cloned()
     }
 
     /// Forgets all but these.

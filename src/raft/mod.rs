@@ -13,7 +13,7 @@
 //! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it,
 //! with [`restraint`] · [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader,
 //! and [`forwarded`] what that leader says · [`snapshot`] snapshot files, [`due`] when · [`network`] to peers, by
-//! [`channel`]s · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
+//! [`channel`]s, [`telling`] them what is committed · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
 //! [`observer`] what the journal is told · [`figures`] for whoever looks · [`membership`] one change at a time ·
 //! [`awakening`] after a start · [`recover`] a survivor alone · [`restored`] a cluster that begins with a backup · [`open`] what is on disk, continued
 //! or rebuilt · [`replica`] all of it, opened and running.
@@ -45,6 +45,7 @@ mod restraint;
 pub mod saving;
 pub mod snapshot;
 pub mod state_machine;
+mod telling;
 #[cfg(test)]
 mod tests;
 pub mod traffic;

@@ -39,6 +39,7 @@ use super::entry::{from_wire_log_id, from_wire_vote, to_wire_log_id, to_wire_vot
 use super::identity::Identity;
 use super::links::{Links, cause};
 use super::snapshot::SnapshotFile;
+use super::telling::{self, together};
 use super::traffic::{self, Other, Outgoing};
 use super::{Node, Snapshot, Timing, Types, Vote};
 use crate::journal::{Event, Id};
@@ -130,6 +131,13 @@ impl Peers {
     pub fn asked(&self, id: u64, answer: Result<(), &Status>) {
         let patience = self.timing.election / 2;
         self.links.asked(&self.metrics.journal, id, patience, answer);
+    }
+
+    /// The member `id` waits for what it has not been told yet.
+    pub fn hurry(&self, id: u64) {
+        if let Some(contact) = self.contacts.known(id) {
+            contact.hurry();
+        }
     }
 
     /// Whether the member `id` answers, if that is known.
@@ -423,7 +431,7 @@ impl NetStreamAppend<Types> for Link {
             let under_way = Arc::new(AtomicUsize::new(0));
             let sent = under_way.clone();
             let mut target = Some(self.target());
-            let requests = input.map(move |request| {
+            let requests = together(input, self.contact.clone(), telling::WITHIN).map(move |request| {
                 let target = target.take();
                 // What only tells that entries are committed; the first tells where the follower's log stands.
                 let quiet = request.entries.is_empty() && target.is_none();

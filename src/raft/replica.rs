@@ -486,7 +486,10 @@ impl Replica {
 
     /// The same, for another member, which told the vote that it held when it asked.
     pub async fn read_index_for(&self, asker: (u64, Option<Vote>)) -> Result<LogId, ReadIndexError> {
-        self.inner.rounds.read_index_for(asker).await
+        let index = self.inner.rounds.read_index_for(asker).await;
+        // It waits until it has applied this.
+        self.inner.peers.hurry(asker.0);
+        index
     }
 
     /// The vote that this member holds, be it on disk yet or not.
