@@ -11,7 +11,7 @@
 //! ```
 //!
 //! **Why the third is certain.** The leader appends such a command as the leader that it is named under, or not at all:
-//! openraft compares the two as it appends, in the one task that also gives leadership up ([`propose_as`]). So the
+//! openraft compares the two as it appends, in the one task that also gives leadership up ([`Proposals::propose`]). So the
 //! command only ever stands in an entry of leader L, and in one: L gets it again only if L refused it. In a log, leaders
 //! never go back: if an entry of a later leader is committed, whatever of L's is ever committed stands before it. Who has
 //! applied that entry has applied all that stands before it, so a command that did not come by will not come. This
@@ -21,20 +21,18 @@
 //! **What it rests on.** A command is entered before it is sent, so its entry is applied after that. A snapshot that is
 //! installed hides entries: commands that waited then learn nothing by their absence. A leader of an earlier build
 //! does not compare; the rolling upgrade away from it is the one time when it matters.
+//!
+//! [`Proposals::propose`]: super::proposals::Proposals::propose
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use openraft::errors::ClientWriteError;
-use openraft::impls::ProgressResponder;
-use openraft::raft::ClientWriteResult;
 use tokio::sync::oneshot;
 
+use super::Reply;
 use super::entry::LeaderId;
 use super::replica::ProposeError;
-use super::{CommandBytes, Raft, Reply, Types};
 
 /// What a command came to.
 pub type Fate = Result<Reply, ProposeError>;
@@ -178,35 +176,6 @@ fn tell(told: Vec<(Teller, Fate)>) {
 
 fn not_made() -> ProposeError {
     ProposeError::NotProposed("another leader's entries were applied without it".to_string())
-}
-
-/// What a command that is on its way into the log comes to; nothing, if Raft stops.
-pub type Proposed = oneshot::Receiver<ClientWriteResult<Types>>;
-
-/// Proposes a command, to be appended by this member as this very leader, or not at all; as the leader that it is by
-/// then, if none is named.
-pub async fn propose_as(raft: &Raft, leader: Option<LeaderId>, command: Bytes) -> Proposed {
-    let (responder, proposed) = ProgressResponder::complete_only();
-    let mut write = raft.write(CommandBytes(command)).responder(responder);
-    if let Some(leader) = leader {
-        write = write.with_leader(leader);
-    }
-    // If Raft has stopped, the responder is gone, which tells.
-    let _ = write.await;
-    proposed
-}
-
-/// Waits for what a command comes to.
-pub async fn fate_of(proposed: Proposed) -> Fate {
-    match proposed.await {
-        Ok(Ok(written)) => Ok(written.data),
-        // It was refused before it was appended.
-        Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
-            Err(ProposeError::NotProposed(forward.to_string()))
-        }
-        Ok(Err(error)) => Err(ProposeError::Unknown(error.to_string())),
-        Err(_) => Err(ProposeError::Unknown("the leader is stopping".to_string())),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //!   still trusts its own.
 //! * our own encodings on disk and wire ([`entry`]).
 //!
-//! Files: [`entry`] encodings · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it,
+//! Files: [`entry`] encodings · [`proposals`] into the log · [`log_store`] log · [`state_machine`] apply · [`pace`] how fast · [`saving`] behind it,
 //! with [`restraint`] · [`feed`] what was applied, for watchers · [`fates`] the same, for whoever handed it to a leader,
 //! and [`forwarded`] what that leader says · [`snapshot`] snapshot files, [`due`] when · [`network`] to peers, by
 //! [`channel`]s, [`telling`] them what is committed · [`peer`] from peers · [`traffic`] both, counted · [`contact`] who answers · [`links`], [`ballots`],
@@ -37,6 +37,7 @@ mod observer;
 mod open;
 mod pace;
 pub mod peer;
+pub mod proposals;
 pub mod read_index;
 pub mod recover;
 pub mod replica;

@@ -18,13 +18,14 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::Instant;
 
 use super::entry::{LeaderId, from_wire_log_id, leader_id, to_wire_vote};
-use super::fates::{Fates, fate_of, propose_as};
+use super::fates::Fates;
 use super::feed::Feed;
 use super::forwarded::Forwarded;
 use super::identity::Identity;
 use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
 use super::open::{open_state, open_wal};
+use super::proposals::{Proposals, fate_of};
 use super::read_index::{ReadIndexError, Rounds};
 use super::saving::{DefragmentError, Defragmenter, numbered_engines};
 use super::snapshot::SnapshotStore;
@@ -191,6 +192,7 @@ struct Inner {
     members: watch::Receiver<()>,
     feed: Feed,
     fates: Arc<Fates>,
+    proposals: Proposals,
     rounds: Rounds,
     defragmenter: Defragmenter,
     failure: Failure,
@@ -258,6 +260,7 @@ impl Replica {
         )
         .await
         .map_err(|error| OpenError::Raft(error.to_string()))?;
+        let proposals = Proposals::start(raft.clone());
         let rounds = Rounds::start(raft.clone(), peers.clone(), options.timing.election / 2);
         tokio::spawn(watch_core(raft.clone(), failure.clone()));
         tokio::spawn(super::due::take_snapshots(
@@ -278,6 +281,7 @@ impl Replica {
             members,
             feed,
             fates,
+            proposals,
             rounds,
             defragmenter,
             failure,
@@ -427,7 +431,7 @@ impl Replica {
     pub async fn propose(&self, command: Bytes) -> Result<Reply, ProposeError> {
         // Named as it is for those that others forward: openraft appends together only what names the same.
         let leader = self.leader_id();
-        fate_of(propose_as(&self.inner.raft, leader, command).await).await
+        fate_of(self.inner.proposals.propose(leader, command).await).await
     }
 
     /// Proposes what another member forwarded, in the term that it names; 0: in whichever. An answer for each, in
@@ -436,7 +440,7 @@ impl Replica {
         let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
         let mut proposed = Vec::with_capacity(commands.len());
         for command in commands {
-            proposed.push(propose_as(&self.inner.raft, leader, command).await);
+            proposed.push(self.inner.proposals.propose(leader, command).await);
         }
         let mut answers = Vec::with_capacity(proposed.len());
         for proposed in proposed {

@@ -26,6 +26,7 @@ use crate::pb::pontoon::command::{Command, command::Op};
 use crate::raft::fates::Fates;
 use crate::raft::log_store::LogStore;
 use crate::raft::open::rebuild;
+use crate::raft::proposals::Proposals;
 use crate::raft::read_index::{AskVote, Rounds};
 use crate::raft::snapshot::{SnapshotFile, SnapshotStore};
 use crate::raft::state_machine::StateMachine;
@@ -250,6 +251,7 @@ pub struct Member {
     pub raft: Raft,
     pub reader: Reader,
     pub fates: Arc<Fates>,
+    pub proposals: Proposals,
     pub disk: SimFs,
     pub rounds: Rounds,
     pub log: LogStore,
@@ -332,6 +334,7 @@ impl Cluster {
             self.timing.election / 2,
         );
         Member {
+            proposals: Proposals::start(raft.clone()),
             raft,
             reader,
             fates,

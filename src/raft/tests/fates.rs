@@ -16,7 +16,8 @@ use super::cluster::{Cluster, until, versions};
 use crate::pb::etcdserverpb::PutRequest;
 use crate::pb::pontoon::command::{Command, Header, command::Op};
 use crate::raft::entry::{LeaderId, leader_id};
-use crate::raft::fates::{Fate, fate_of, propose_as};
+use crate::raft::fates::Fate;
+use crate::raft::proposals::fate_of;
 use crate::raft::replica::ProposeError;
 
 const ELECTION: Duration = Duration::from_millis(500);
@@ -64,8 +65,8 @@ async fn hand_over(
 ) -> oneshot::Receiver<Fate> {
     let (teller, fate) = oneshot::channel();
     assert!(cluster.members[from as usize].fates.enter(id, to, teller));
-    let leader = &cluster.members[to.node_id as usize].raft;
-    drop(propose_as(leader, Some(to), named(id, key)).await);
+    let leader = &cluster.members[to.node_id as usize];
+    drop(leader.proposals.propose(Some(to), named(id, key)).await);
     fate
 }
 
@@ -109,12 +110,12 @@ async fn what_arrives_in_another_term_of_its_leader_is_not_made() {
     cluster.elect(1).await;
     cluster.must_put(1, "meanwhile").await;
     cluster.elect(0).await;
-    let raft = &cluster.members[0].raft;
     until("it to lead with a quorum", || {
         leader_of(&cluster, 0).is_some_and(|now| now > leader)
     })
     .await;
-    let late = fate_of(propose_as(raft, Some(leader), named(7, "late")).await).await;
+    let proposals = &cluster.members[0].proposals;
+    let late = fate_of(proposals.propose(Some(leader), named(7, "late")).await).await;
     assert!(matches!(late, Err(ProposeError::NotProposed(_))));
     let last = cluster.must_put(0, "last").await;
     cluster.all_applied(last.index).await;
@@ -154,7 +155,7 @@ async fn attempt(
     };
     let member = &cluster.members[from as usize];
     if leader.node_id == from {
-        let fate = fate_of(propose_as(&member.raft, Some(leader), named(id, key)).await);
+        let fate = fate_of(member.proposals.propose(Some(leader), named(id, key)).await);
         return tokio::time::timeout(2 * ELECTION, fate).await.ok();
     }
     let (teller, fate) = oneshot::channel();
@@ -163,8 +164,8 @@ async fn attempt(
         // Goes on whatever becomes of the requester: a request in a socket.
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            let raft = &cluster.members[leader.node_id as usize].raft;
-            let fate = fate_of(propose_as(raft, Some(leader), command).await).await;
+            let proposals = &cluster.members[leader.node_id as usize].proposals;
+            let fate = fate_of(proposals.propose(Some(leader), command).await).await;
             if cluster.network.is_heard(leader.node_id, from) {
                 cluster.members[from as usize]
                     .fates
