@@ -253,7 +253,7 @@ impl Peer for PeerService {
         self.identity.check(request.target)?;
         let answers = self
             .replica
-            .propose_forwarded(request.term, request.commands)
+            .propose_forwarded(request.asker, request.term, request.commands)
             .await;
         let results = answers.into_iter().map(Forwarded::into_wire).collect();
         Ok(Response::new(peer::ForwardReply { results }))

@@ -69,7 +69,9 @@ async fn hand_over(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
             proposals.push(proposal);
         }
         for proposal in proposals.drain(..) {
-            let mut write = raft.write(CommandBytes(proposal.command)).responder(proposal.responder);
+            let mut write = raft
+                .write(CommandBytes(proposal.command))
+                .responder(proposal.responder);
             if let Some(leader) = proposal.leader {
                 write = write.with_leader(leader);
             }

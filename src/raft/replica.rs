@@ -434,9 +434,14 @@ impl Replica {
         fate_of(self.inner.proposals.propose(leader, command).await).await
     }
 
-    /// Proposes what another member forwarded, in the term that it names; 0: in whichever. An answer for each, in
-    /// their order.
-    pub(super) async fn propose_forwarded(&self, term: u64, commands: Vec<Bytes>) -> Vec<Forwarded> {
+    /// Proposes what another member, the `asker`, forwarded, in the term that it names; 0: in whichever. An answer for
+    /// each, in their order.
+    pub(super) async fn propose_forwarded(
+        &self,
+        asker: u64,
+        term: u64,
+        commands: Vec<Bytes>,
+    ) -> Vec<Forwarded> {
         let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
         let mut proposed = Vec::with_capacity(commands.len());
         for command in commands {
@@ -446,6 +451,8 @@ impl Replica {
         for proposed in proposed {
             answers.push(Forwarded(fate_of(proposed).await));
         }
+        // Its clients may look there for what they wrote.
+        self.inner.peers.hurry(asker);
         answers
     }
 
@@ -462,6 +469,7 @@ impl Replica {
             target: Some(self.inner.peers.target(leader.node_id)),
             commands,
             term: leader.term,
+            asker: self.inner.identity.member_id(),
         };
         let mut client = self
             .inner

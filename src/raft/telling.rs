@@ -8,9 +8,9 @@
 //!   entries 7                 entries 8 + committed 7 ...  as they are sent
 //! ```
 //!
-//! So what only tells that waits for the next request, for a moment ([`WITHIN`]). It has no other work to hold up: a
-//! follower's client is answered by the leader. Who waits to have applied something is a follower with reads, which has
-//! asked for a read index first: then it is told at once ([`Contact::hurry`]).
+//! So what only tells that waits for the next request, for a moment ([`WITHIN`]), unless the follower waits to be told
+//! ([`Contact::hurry`]): it asked for a read index, up to which it has to apply before it reads; or it forwarded commands,
+//! and may be asked next for what they wrote.
 
 use std::pin::pin;
 use std::time::Duration;
