@@ -5,6 +5,7 @@
 //! answered instead, so it is on its way within a heartbeat interval of the member's return.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Contact {
     answers: Arc<watch::Sender<bool>>,
     hurry: Arc<Notify>,
+    /// How often it waits, now.
+    waits: Arc<AtomicUsize>,
+}
+
+/// A member waits to be told what is committed.
+pub struct Waits(Contact);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.waits.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Contact {
@@ -26,6 +38,7 @@ impl Default for Contact {
         Contact {
             answers: Arc::new(watch::channel(true).0),
             hurry: Arc::default(),
+            waits: Arc::default(),
         }
     }
 }
@@ -42,7 +55,7 @@ impl Contact {
         *self.answers.borrow()
     }
 
-    /// The member waits to be told what is committed.
+    /// The member is to be told at once what is committed by now.
     pub fn hurry(&self) {
         self.hurry.notify_one();
     }
@@ -50,6 +63,17 @@ impl Contact {
     /// Returns once that was said, be it before.
     pub async fn hurried(&self) {
         self.hurry.notified().await;
+    }
+
+    /// The member is to be told at once what will be committed, until this is dropped.
+    pub fn wait_for_commits(&self) -> Waits {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        Waits(self.clone())
+    }
+
+    /// Whether it is.
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed) > 0
     }
 
     /// Returns once the member answers, or was waited for long enough.

@@ -1,14 +1,18 @@
 //! What became of commands that this member handed to a leader: told by what it applies itself.
 //!
-//! A leader that is paused, cut off or killed answers late or never. But a follower applies every committed entry,
-//! and each command names itself by a random id. So the commands that were handed over stand in a table, each under
-//! the leader it was handed to (a [`LeaderId`]: a term, and who leads in it), and whichever comes first answers:
+//! A follower applies every committed entry, and each command names itself by a random id. So the commands that were
+//! handed over stand in a table, each under the leader it was handed to (a [`LeaderId`]: a term, and who leads in it),
+//! until it is known what became of them:
 //!
 //! ```text
-//!   the leader's own answer ─────────────────────┐
-//!   the command's id in an entry that is applied ┼─► the client's answer
-//!   an entry of a later leader that is applied ──┘   (the third: it is certainly not made, and may be made again)
+//!   the command's id in an entry that is applied ──► it is made
+//!   the leader refuses it ─────────────────────────► it is not made, and may be made again
+//!   an entry of a later leader that is applied ────► it is certainly not made, and may be made again
 //! ```
+//!
+//! So a leader that is paused, cut off or killed is not waited for. And whoever wrote through a member finds it there, be
+//! it by a serializable read, as with etcd: the leader's word that a command is made is kept, and told only if a snapshot
+//! hides its entry.
 //!
 //! **Why the third is certain.** The leader appends such a command as the leader that it is named under, or not at all:
 //! openraft compares the two as it appends, in the one task that also gives leadership up ([`Proposals::propose`]). So the
@@ -60,6 +64,8 @@ struct Handed {
     to: LeaderId,
     /// Entries were skipped since: that it did not come by means nothing.
     blind: bool,
+    /// What it came to, by the leader's word.
+    made: Option<Reply>,
     teller: Teller,
 }
 
@@ -80,6 +86,7 @@ impl Fates {
         let handed = Handed {
             to,
             blind: false,
+            made: None,
             teller,
         };
         table.handed.insert(id, handed);
@@ -90,12 +97,9 @@ impl Fates {
     /// The leader's answers. One that knows nothing leaves the command where it is: apply may tell yet.
     pub fn answered(&self, by: LeaderId, answers: impl IntoIterator<Item = (u64, Fate)>) {
         let mut table = self.lock();
-        let known = answers
+        let told: Vec<_> = answers
             .into_iter()
-            .filter(|(_, fate)| !matches!(fate, Err(ProposeError::Unknown(_))));
-        // By its id alone it could be a later attempt with the same command.
-        let told: Vec<_> = known
-            .filter_map(|(id, fate)| table.take(id, |handed| handed.to == by).zip(Some(fate)))
+            .filter_map(|(id, fate)| table.answered(id, by, fate))
             .collect();
         self.count(&table);
         drop(table);
@@ -132,20 +136,28 @@ impl Fates {
         tell(told);
     }
 
-    /// A snapshot took the place of entries up to one of this leader: what was in them is not known here.
+    /// A snapshot took the place of entries up to one of this leader: what was in them is not known here, but by the word
+    /// of who appended them.
     pub fn skipped(&self, upto: Option<LeaderId>) {
         let mut table = self.lock();
         table.applied = upto;
         for handed in table.handed.values_mut() {
             handed.blind = true;
         }
+        let told = table.take_made();
+        self.count(&table);
+        drop(table);
+        tell(told);
     }
 
-    /// Nothing is applied any more: who waits is told that nothing is known.
+    /// Nothing is applied any more: who waits is told what the leader said, or that nothing is known.
     pub fn end(&self) {
         let mut table = self.lock();
+        let told = table.take_made();
         table.handed.clear();
         self.count(&table);
+        drop(table);
+        tell(told);
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -163,6 +175,27 @@ impl Table {
             true => self.handed.remove(&id).map(|handed| handed.teller),
             false => None,
         }
+    }
+
+    /// Takes a leader's answer; whom to tell what, if it is to be told now.
+    fn answered(&mut self, id: u64, by: LeaderId, fate: Fate) -> Option<(Teller, Fate)> {
+        // By its id alone it could be a later attempt with the same command.
+        let handed = self.handed.get_mut(&id).filter(|handed| handed.to == by)?;
+        match fate {
+            Ok(reply) if !handed.blind => {
+                handed.made = Some(reply);
+                None
+            }
+            Err(ProposeError::Unknown(_)) => None,
+            fate => self.take(id, |_| true).zip(Some(fate)),
+        }
+    }
+
+    /// Those that are made by the leader's word.
+    fn take_made(&mut self) -> Vec<(Teller, Fate)> {
+        let made = self.handed.extract_if(|_, handed| handed.made.is_some());
+        made.filter_map(|(_, handed)| Some((handed.teller, Ok(handed.made?))))
+            .collect()
     }
 }
 
@@ -200,21 +233,39 @@ mod tests {
     }
 
     #[test]
-    fn who_is_first_tells() {
+    fn what_is_made_is_told_once_it_is_applied() {
         let (fates, leader) = (Fates::default(), leader_id(3, 1));
-        let (mut by_leader, mut by_apply) = (enter(&fates, 7, leader), enter(&fates, 8, leader));
-        let mut open = enter(&fates, 9, leader);
+        let mut open = [7, 8, 9].map(|id| enter(&fates, id, leader));
         fates.answered(
             leader,
             [(7, Ok(done())), (8, Err(ProposeError::Unknown(String::new())))],
         );
-        assert!(matches!(by_leader.try_recv(), Ok(Ok(_))));
-        assert!(by_apply.try_recv().is_err(), "the leader knew nothing");
+        assert!(open.iter_mut().all(|fate| fate.try_recv().is_err()));
         fates.applied(leader, [(7, done()), (8, done())]);
-        assert!(matches!(by_apply.try_recv(), Ok(Ok(_))));
-        assert!(open.try_recv().is_err() && fates.are_awaited());
+        let told = open.each_mut().map(|fate| matches!(fate.try_recv(), Ok(Ok(_))));
+        assert_eq!((told, fates.are_awaited()), ([true, true, false], true));
+        fates.answered(leader, [(9, Err(not_made()))]);
+        let [_, _, refused] = open;
+        assert!(is_not_made(refused) && !fates.are_awaited());
+    }
+
+    #[test]
+    fn where_apply_can_not_tell_the_leaders_word_counts() {
+        let (fates, leader) = (Fates::default(), leader_id(3, 1));
+        let [mut before, mut behind, mut open] = [7, 8, 9].map(|id| enter(&fates, id, leader));
+        fates.answered(leader, [(7, Ok(done()))]);
+        fates.skipped(Some(leader));
+        assert!(matches!(before.try_recv(), Ok(Ok(_))));
+        fates.answered(leader, [(8, Ok(done()))]);
+        assert!(matches!(behind.try_recv(), Ok(Ok(_))));
+        let mut last = enter(&fates, 10, leader);
+        fates.answered(leader, [(10, Ok(done()))]);
         fates.end();
-        assert!(!fates.are_awaited());
+        assert!(matches!(last.try_recv(), Ok(Ok(_))), "it is made, whoever goes");
+        assert!(matches!(
+            open.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        ));
     }
 
     #[test]

@@ -133,11 +133,9 @@ impl Peers {
         self.links.asked(&self.metrics.journal, id, patience, answer);
     }
 
-    /// The member `id` waits for what it has not been told yet.
-    pub fn hurry(&self, id: u64) {
-        if let Some(contact) = self.contacts.known(id) {
-            contact.hurry();
-        }
+    /// What is known of the member `id`, if it is one.
+    pub fn contact(&self, id: u64) -> Option<Contact> {
+        self.contacts.known(id)
     }
 
     /// Whether the member `id` answers, if that is known.

@@ -442,6 +442,12 @@ impl Replica {
         term: u64,
         commands: Vec<Bytes>,
     ) -> Vec<Forwarded> {
+        // Its clients are answered once it has applied them.
+        let _waits = self
+            .inner
+            .peers
+            .contact(asker)
+            .map(|contact| contact.wait_for_commits());
         let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
         let mut proposed = Vec::with_capacity(commands.len());
         for command in commands {
@@ -451,8 +457,6 @@ impl Replica {
         for proposed in proposed {
             answers.push(Forwarded(fate_of(proposed).await));
         }
-        // Its clients may look there for what they wrote.
-        self.inner.peers.hurry(asker);
         answers
     }
 
@@ -500,7 +504,9 @@ impl Replica {
     pub async fn read_index_for(&self, asker: (u64, Option<Vote>)) -> Result<LogId, ReadIndexError> {
         let index = self.inner.rounds.read_index_for(asker).await;
         // It waits until it has applied this.
-        self.inner.peers.hurry(asker.0);
+        if let Some(contact) = self.inner.peers.contact(asker.0) {
+            contact.hurry();
+        }
         index
     }
 

@@ -8,9 +8,9 @@
 //!   entries 7                 entries 8 + committed 7 ...  as they are sent
 //! ```
 //!
-//! So what only tells that waits for the next request, for a moment ([`WITHIN`]), unless the follower waits to be told
-//! ([`Contact::hurry`]): it asked for a read index, up to which it has to apply before it reads; or it forwarded commands,
-//! and may be asked next for what they wrote.
+//! So what only tells that waits for the next request, for a moment ([`WITHIN`]), unless the follower waits to be told:
+//! because it asked for a read index, up to which it has to apply before it reads ([`Contact::hurry`]); or because it
+//! forwarded commands, whose clients it answers once it has applied them ([`Contact::wait_for_commits`]).
 
 use std::pin::pin;
 use std::time::Duration;
@@ -40,7 +40,7 @@ where
     futures::stream::unfold(state, move |(mut requests, contact, is_first)| async move {
         let mut request = requests.next().await?;
         let mut patience = pin!(tokio::time::sleep(within));
-        while request.entries.is_empty() && !is_first {
+        while request.entries.is_empty() && !is_first && !contact.waits() {
             tokio::select! {
                 biased;
                 // It tells no less.
@@ -148,5 +148,20 @@ mod tests {
         contact.hurry();
         requests.unbounded_send(request(3, 0)).expect("it is open");
         assert_eq!(sent(&mut stream), Some(Some((3, 0))));
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_forwarded_is_told_at_once_of_all_until_it_is_answered() {
+        let contact = Contact::default();
+        let (requests, mut stream) = stream(contact.clone(), LONG);
+        let send = |request| requests.unbounded_send(request).expect("it is open");
+        let waits = [contact.wait_for_commits(), contact.wait_for_commits()];
+        for committed in [2, 3] {
+            send(request(committed, 0));
+            assert_eq!(sent(&mut stream), Some(Some((committed, 0))));
+        }
+        drop(waits);
+        send(request(4, 0));
+        assert_eq!(sent(&mut stream), None);
     }
 }

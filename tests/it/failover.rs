@@ -72,6 +72,24 @@ async fn every_member_takes_writes_and_reads() {
     }
 }
 
+/// As with etcd, which answers a write where it was sent once it is applied there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wrote_through_a_member_finds_it_there() {
+    let cluster = Cluster::start(3).await;
+    for member in 0..3 {
+        let mut client = cluster.client(member);
+        for number in 0..300 {
+            let value = number.to_string();
+            client.put("key", &value).await.expect("a put");
+            let answer = client.call(get("key", true)).await;
+            let Ok(Response::Range(range)) = answer else {
+                panic!("no range: {answer:?}");
+            };
+            assert_eq!(range.kvs[0].value, value, "by itself, member {member}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_agree_on_who_they_are() {
     let cluster = Cluster::start(3).await;
