@@ -5,9 +5,9 @@
 //! proposal whose fate is unknown is never made again, as it may be applied already.
 //!
 //! Followers forward in batches: while some batches are under way, commands gather for the next. What was forwarded
-//! waits for the leader's answer or for what this member applies itself ([`crate::raft::fates`]): so a leader that
-//! is killed, paused or cut off costs its followers' clients an election, not the request. Without a later leader
-//! nothing is known until the request's time is up; the client is told so then.
+//! is answered once this member has applied it ([`crate::raft::fates`]), so whoever wrote through it finds it there; and a
+//! leader that is killed, paused or cut off costs its followers' clients an election, not the request. Without a later
+//! leader nothing is known until the request's time is up; the client is told so then.
 
 use std::pin::pin;
 use std::sync::Arc;
