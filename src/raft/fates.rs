@@ -128,7 +128,7 @@ impl Fates {
         if table.applied.replace(upto) != Some(upto) {
             let lost = table
                 .handed
-                .extract_if(|_, handed| handed.to < upto && !handed.blind);
+                .extract_if(|_, handed| handed.to < upto && !handed.blind && handed.made.is_none());
             told.extend(lost.map(|(_, handed)| (handed.teller, Err(not_made()))));
         }
         self.count(&table);
@@ -247,6 +247,18 @@ mod tests {
         fates.answered(leader, [(9, Err(not_made()))]);
         let [_, _, refused] = open;
         assert!(is_not_made(refused) && !fates.are_awaited());
+    }
+
+    /// A leader of an earlier build may have appended it in a later term than it is named under.
+    #[test]
+    fn what_is_made_by_the_leaders_word_is_never_said_not_to_be() {
+        let (fates, leader) = (Fates::default(), leader_id(3, 1));
+        let mut made = enter(&fates, 7, leader);
+        fates.answered(leader, [(7, Ok(done()))]);
+        fates.applied(leader_id(4, 1), []);
+        assert!(made.try_recv().is_err() && fates.are_awaited());
+        fates.applied(leader_id(4, 1), [(7, done())]);
+        assert!(matches!(made.try_recv(), Ok(Ok(_))));
     }
 
     #[test]

@@ -65,7 +65,9 @@ async fn hand_over(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
     while queue.recv_many(&mut proposals, TURN).await > 0 {
         // Commands that are about to come, come along.
         tokio::task::yield_now().await;
-        while let Ok(proposal) = queue.try_recv() {
+        while proposals.len() < TURN
+            && let Ok(proposal) = queue.try_recv()
+        {
             proposals.push(proposal);
         }
         for proposal in proposals.drain(..) {
