@@ -122,11 +122,18 @@ pub fn tail(file: &std::path::Path) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]).into_owned()
 }
 
-/// A loopback port that nobody listens on and that no other caller was given.
+/// A loopback port that nobody listens on and that no other caller was given; for a process that is started.
+pub fn free_port() -> u16 {
+    let listener = free_listener();
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// A listener on such a port; for who listens itself: a port that was let go a moment ago may still be held by a process
+/// that another test forked meanwhile, until it becomes another program.
 ///
 /// Taken from below the range from which the kernel picks ports of outgoing connections, or one of those could
 /// occupy it before the server does; test processes that run side by side begin at different places.
-pub fn free_port() -> u16 {
+pub fn free_listener() -> TcpListener {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 20_000;
@@ -134,8 +141,8 @@ pub fn free_port() -> u16 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = FIRST + (std::process::id().wrapping_mul(131) + step) % COUNT;
         let port = u16::try_from(port).expect("within 16 bits");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener;
         }
     }
     panic!("no free port on 127.0.0.1");

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::process::free_port;
+use super::process::free_listener;
 
 /// What the proxy does with bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +31,10 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port for connections to `target`, a port on loopback.
     pub async fn start(target: u16) -> Proxy {
-        let port = free_port();
-        let listener = TcpListener::bind(("127.0.0.1", port))
-            .await
-            .expect("the proxy's port was free");
+        let listener = free_listener();
+        let port = listener.local_addr().expect("it is bound").port();
+        listener.set_nonblocking(true).expect("a socket of ours");
+        let listener = TcpListener::from_std(listener).expect("within a runtime");
         let (link, state) = watch::channel(Link::Up);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
