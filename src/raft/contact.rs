@@ -1,15 +1,13 @@
-//! Whether the others answer this member's heartbeats: nothing large is begun for one that does not; and whether they
-//! wait for what this member has not told them yet.
+//! Whether the others answer this member's heartbeats: nothing large is begun for one that does not.
 //!
 //! A snapshot for a member that is cut off would be begun again and again. It waits for the next heartbeat that is
 //! answered instead, so it is on its way within a heartbeat interval of the member's return.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 /// How long one that does not answer is waited for: it may be so slow that only heartbeats come too late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,18 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Contact {
     answers: Arc<watch::Sender<bool>>,
-    hurry: Arc<Notify>,
-    /// How often it waits, now.
-    waits: Arc<AtomicUsize>,
-}
-
-/// A member waits to be told what is committed.
-pub struct Waits(Contact);
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.waits.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Default for Contact {
@@ -37,8 +23,6 @@ impl Default for Contact {
     fn default() -> Self {
         Contact {
             answers: Arc::new(watch::channel(true).0),
-            hurry: Arc::default(),
-            waits: Arc::default(),
         }
     }
 }
@@ -53,27 +37,6 @@ impl Contact {
     /// Whether it answered the last heartbeat, as far as is known.
     pub fn answers(&self) -> bool {
         *self.answers.borrow()
-    }
-
-    /// The member is to be told at once what is committed by now.
-    pub fn hurry(&self) {
-        self.hurry.notify_one();
-    }
-
-    /// Returns once that was said, be it before.
-    pub async fn hurried(&self) {
-        self.hurry.notified().await;
-    }
-
-    /// The member is to be told at once what will be committed, until this is dropped.
-    pub fn wait_for_commits(&self) -> Waits {
-        self.waits.fetch_add(1, Ordering::Relaxed);
-        Waits(self.clone())
-    }
-
-    /// Whether it is.
-    pub fn waits(&self) -> bool {
-        self.waits.load(Ordering::Relaxed) > 0
     }
 
     /// Returns once the member answers, or was waited for long enough.
@@ -98,11 +61,6 @@ impl Contacts {
     /// The contact with `id`.
     pub fn with(&self, id: u64) -> Contact {
         self.lock().entry(id).or_default().clone()
-    }
-
-    /// The contact with `id`, if there was any.
-    pub fn known(&self, id: u64) -> Option<Contact> {
-        self.lock().get(&id).cloned()
     }
 
     /// Forgets all but these.

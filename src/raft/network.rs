@@ -133,11 +133,6 @@ impl Peers {
         self.links.asked(&self.metrics.journal, id, patience, answer);
     }
 
-    /// What is known of the member `id`, if it is one.
-    pub fn contact(&self, id: u64) -> Option<Contact> {
-        self.contacts.known(id)
-    }
-
     /// Whether the member `id` answers, if that is known.
     pub fn is_up(&self, id: u64) -> Option<bool> {
         self.links.is_up(id)
@@ -429,7 +424,7 @@ impl NetStreamAppend<Types> for Link {
             let under_way = Arc::new(AtomicUsize::new(0));
             let sent = under_way.clone();
             let mut target = Some(self.target());
-            let requests = together(input, self.contact.clone(), telling::WITHIN).map(move |request| {
+            let requests = together(input, telling::WITHIN).map(move |request| {
                 let target = target.take();
                 // What only tells that entries are committed; the first tells where the follower's log stands.
                 let quiet = request.entries.is_empty() && target.is_none();

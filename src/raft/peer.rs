@@ -251,12 +251,14 @@ impl Peer for PeerService {
     ) -> Result<Response<peer::ForwardReply>, Status> {
         let request = request.into_inner();
         self.identity.check(request.target)?;
-        let answers = self
+        let (answers, committed) = self
             .replica
-            .propose_forwarded(request.asker, request.term, request.commands)
+            .propose_forwarded(request.term, request.commands)
             .await;
-        let results = answers.into_iter().map(Forwarded::into_wire).collect();
-        Ok(Response::new(peer::ForwardReply { results }))
+        Ok(Response::new(peer::ForwardReply {
+            results: answers.into_iter().map(Forwarded::into_wire).collect(),
+            committed: committed.as_ref().map(to_wire_log_id),
+        }))
     }
 
     async fn read_index(

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::entry::LeaderId;
 use super::fates::Fate;
 use super::replica::ProposeError;
-use super::{CommandBytes, Raft, Types};
+use super::{CommandBytes, LogId, Raft, Reply, Types};
 
 /// Commands waiting to be handed over: far more than members have in flight.
 const WAITING: usize = 65_536;
@@ -86,8 +86,13 @@ async fn hand_over(raft: Raft, mut queue: mpsc::Receiver<Proposal>) {
 
 /// Waits for what a command comes to.
 pub async fn fate_of(proposed: Proposed) -> Fate {
+    entry_of(proposed).await.map(|(_, reply)| reply)
+}
+
+/// The same, with the entry that it is in.
+pub async fn entry_of(proposed: Proposed) -> Result<(LogId, Reply), ProposeError> {
     match proposed.await {
-        Ok(Ok(written)) => Ok(written.data),
+        Ok(Ok(written)) => Ok((written.log_id, written.data)),
         // It was refused before it was appended.
         Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
             Err(ProposeError::NotProposed(forward.to_string()))

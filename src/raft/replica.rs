@@ -25,11 +25,12 @@ use super::identity::Identity;
 use super::log_store::LogStore;
 use super::network::{Network, Peers, Purpose, within};
 use super::open::{open_state, open_wal};
-use super::proposals::{Proposals, fate_of};
+use super::proposals::{Proposals, entry_of, fate_of};
 use super::read_index::{ReadIndexError, Rounds};
 use super::saving::{DefragmentError, Defragmenter, numbered_engines};
 use super::snapshot::SnapshotStore;
 use super::state_machine::{LeaseSink, Shell, StateMachine, TokenSink};
+use super::telling;
 use super::{LogId, Node, Raft, Reply, Timing, Types, Vote};
 use crate::journal::{Event, Id};
 use crate::metrics::Metrics;
@@ -434,30 +435,27 @@ impl Replica {
         fate_of(self.inner.proposals.propose(leader, command).await).await
     }
 
-    /// Proposes what another member, the `asker`, forwarded, in the term that it names; 0: in whichever. An answer for
-    /// each, in their order.
+    /// Proposes what another member forwarded, in the term that it names; 0: in whichever. An answer for each, in their
+    /// order, and the last entry that one of them is in.
     pub(super) async fn propose_forwarded(
         &self,
-        asker: u64,
         term: u64,
         commands: Vec<Bytes>,
-    ) -> Vec<Forwarded> {
-        // Its clients are answered once it has applied them.
-        let _waits = self
-            .inner
-            .peers
-            .contact(asker)
-            .map(|contact| contact.wait_for_commits());
+    ) -> (Vec<Forwarded>, Option<LogId>) {
         let leader = (term > 0).then(|| leader_id(term, self.inner.identity.member_id()));
         let mut proposed = Vec::with_capacity(commands.len());
         for command in commands {
             proposed.push(self.inner.proposals.propose(leader, command).await);
         }
-        let mut answers = Vec::with_capacity(proposed.len());
+        let (mut answers, mut committed) = (Vec::with_capacity(proposed.len()), None);
         for proposed in proposed {
-            answers.push(Forwarded(fate_of(proposed).await));
+            let fate = entry_of(proposed).await.map(|(entry, reply)| {
+                committed = committed.max(Some(entry));
+                reply
+            });
+            answers.push(Forwarded(fate));
         }
-        answers
+        (answers, committed)
     }
 
     /// Hands commands to the leader, in one request, to be proposed by it as this leader. An error counts for every one
@@ -473,7 +471,6 @@ impl Replica {
             target: Some(self.inner.peers.target(leader.node_id)),
             commands,
             term: leader.term,
-            asker: self.inner.identity.member_id(),
         };
         let mut client = self
             .inner
@@ -481,12 +478,11 @@ impl Replica {
             .client(leader.node_id, node, Purpose::Forward)
             .map_err(|status| ProposeError::NotProposed(status.to_string()))?;
         match tokio::time::timeout(limit, client.forward(request)).await {
-            Ok(Ok(reply)) => Ok(reply
-                .into_inner()
-                .results
-                .into_iter()
-                .map(Forwarded::from_wire)
-                .collect()),
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                self.hear(reply.committed.map(from_wire_log_id));
+                Ok(reply.results.into_iter().map(Forwarded::from_wire).collect())
+            }
             Ok(Err(status)) if never_sent(&status) => Err(ProposeError::NotProposed(status.to_string())),
             Ok(Err(status)) => Err(ProposeError::Unknown(status.to_string())),
             Err(_) => Err(ProposeError::Unknown(
@@ -502,12 +498,15 @@ impl Replica {
 
     /// The same, for another member, which told the vote that it held when it asked.
     pub async fn read_index_for(&self, asker: (u64, Option<Vote>)) -> Result<LogId, ReadIndexError> {
-        let index = self.inner.rounds.read_index_for(asker).await;
-        // It waits until it has applied this.
-        if let Some(contact) = self.inner.peers.contact(asker.0) {
-            contact.hurry();
+        self.inner.rounds.read_index_for(asker).await
+    }
+
+    /// A leader said, in an answer, that entries up to this one are committed.
+    fn hear(&self, committed: Option<LogId>) {
+        let applied = *self.inner.applied.borrow();
+        if let Some(committed) = committed.filter(|committed| committed.index > applied) {
+            telling::hear(&self.inner.raft, committed);
         }
-        index
     }
 
     /// The vote that this member holds, be it on disk yet or not.
@@ -552,7 +551,11 @@ impl Replica {
         };
         let mut client = self.inner.peers.client(leader, node, Purpose::Control)?;
         match within(limit, client.read_index(request)).await?.result {
-            Some(Wire::Index(log_id)) => Ok(from_wire_log_id(log_id).index),
+            Some(Wire::Index(log_id)) => {
+                let log_id = from_wire_log_id(log_id);
+                self.hear(Some(log_id));
+                Ok(log_id.index)
+            }
             Some(Wire::Refused(why)) => Err(tonic::Status::failed_precondition(why)),
             None => Err(tonic::Status::internal("read index reply without a result")),
         }

@@ -1,4 +1,4 @@
-//! When followers are told how far entries are committed: with the next ones, if these come soon.
+//! When followers are told how far entries are committed: with the next ones, if these come soon, and with answers.
 //!
 //! openraft tells it at once, by a request without entries. With one client that is two messages more for each put, each
 //! of which wakes a follower, and the next put comes a moment later and tells the same:
@@ -8,18 +8,18 @@
 //!   entries 7                 entries 8 + committed 7 ...  as they are sent
 //! ```
 //!
-//! So what only tells that waits for the next request, for a moment ([`WITHIN`]), unless the follower waits to be told:
-//! because it asked for a read index, up to which it has to apply before it reads ([`Contact::hurry`]); or because it
-//! forwarded commands, whose clients it answers once it has applied them ([`Contact::wait_for_commits`]).
+//! So what only tells that waits for the next request, for a moment ([`WITHIN`]). A follower that waits to be told has it
+//! from the answer to what it asked ([`hear`]): a read index, up to which it has to apply before it reads; or what became
+//! of commands that it forwarded, whose clients it answers once it has applied them.
 
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::raft::AppendEntriesRequest;
+use tokio::task::unconstrained;
 
-use super::Types;
-use super::contact::Contact;
+use super::{LogId, Raft, Types, Vote};
 
 /// How much later a follower may be told, and its watchers with it, if nothing follows.
 pub(super) const WITHIN: Duration = Duration::from_millis(1);
@@ -28,29 +28,43 @@ type Request = AppendEntriesRequest<Types>;
 
 /// The requests to one follower, but each that only tells how far entries are committed together with the next, if that
 /// comes within this time. The first is sent as it is: it tells where the follower's log stands.
-pub(super) fn together<S>(
-    requests: S,
-    contact: Contact,
-    within: Duration,
-) -> impl Stream<Item = Request> + Send
+pub(super) fn together<S>(requests: S, within: Duration) -> impl Stream<Item = Request> + Send
 where
     S: Stream<Item = Request> + Send + Unpin + 'static,
 {
-    let state = (requests.fuse(), contact, true);
-    futures::stream::unfold(state, move |(mut requests, contact, is_first)| async move {
-        let mut request = requests.next().await?;
-        let mut patience = pin!(tokio::time::sleep(within));
-        while request.entries.is_empty() && !is_first && !contact.waits() {
-            tokio::select! {
-                biased;
-                // It tells no less.
-                Some(next) = requests.next() => request = next,
-                () = contact.hurried() => break,
-                () = &mut patience => break,
+    futures::stream::unfold(
+        (requests.fuse(), true),
+        move |(mut requests, is_first)| async move {
+            let mut request = requests.next().await?;
+            let mut patience = pin!(tokio::time::sleep(within));
+            while request.entries.is_empty() && !is_first {
+                tokio::select! {
+                    biased;
+                    // It tells no less.
+                    Some(next) = requests.next() => request = next,
+                    () = &mut patience => break,
+                }
             }
-        }
-        Some((request, (requests, contact, false)))
-    })
+            Some((request, (requests, false)))
+        },
+    )
+}
+
+/// Takes the word of who appended this entry as leader that it is committed, and all before it. openraft commits as much
+/// of that as its log has from this or a later leader, and the rest as soon as it has: nothing is claimed of what stands before, so no
+/// entry is refused, or removed.
+///
+/// Nobody waits for openraft's answer, which comes behind a sync of what else was appended. If its queue is full, that is
+/// as good as not told: the next request tells it.
+pub(super) fn hear(raft: &Raft, committed: LogId) {
+    let leader = committed.leader_id;
+    let told = raft.append_entries(AppendEntriesRequest {
+        vote: Vote::new_committed(leader.term, leader.node_id),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: Some(committed),
+    });
+    let _ = unconstrained(told).now_or_never();
 }
 
 #[cfg(test)]
@@ -89,7 +103,6 @@ mod tests {
 
     /// A stream whose first request was sent, and its other end.
     fn stream(
-        contact: Contact,
         within: Duration,
     ) -> (
         mpsc::UnboundedSender<Request>,
@@ -97,7 +110,7 @@ mod tests {
     ) {
         let (requests, queue) = mpsc::unbounded();
         requests.unbounded_send(request(1, 0)).expect("it is open");
-        let mut stream = Box::pin(together(queue, contact, within));
+        let mut stream = Box::pin(together(queue, within));
         assert_eq!(
             sent(&mut stream),
             Some(Some((1, 0))),
@@ -110,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_only_tells_what_is_committed_goes_with_the_next_entries() {
-        let (requests, mut stream) = stream(Contact::default(), LONG);
+        let (requests, mut stream) = stream(LONG);
         let send = |request| requests.unbounded_send(request).expect("it is open");
         send(request(2, 3));
         assert_eq!(sent(&mut stream), Some(Some((2, 3))), "entries wait for nothing");
@@ -126,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_sent_alone_if_nothing_follows() {
-        let (requests, mut stream) = stream(Contact::default(), Duration::ZERO);
+        let (requests, mut stream) = stream(Duration::ZERO);
         requests.unbounded_send(request(2, 0)).expect("it is open");
         assert_eq!(told(stream.next().await), Some((2, 0)));
         // The last one is not lost, either.
@@ -134,34 +147,5 @@ mod tests {
         drop(requests);
         assert_eq!(told(stream.next().await), Some((3, 0)));
         assert_eq!(told(stream.next().await), None);
-    }
-
-    #[tokio::test]
-    async fn a_follower_that_waits_is_told_at_once() {
-        let contact = Contact::default();
-        let (requests, mut stream) = stream(contact.clone(), LONG);
-        requests.unbounded_send(request(2, 0)).expect("it is open");
-        assert_eq!(sent(&mut stream), None);
-        contact.hurry();
-        assert_eq!(sent(&mut stream), Some(Some((2, 0))));
-        // Also if it said so before.
-        contact.hurry();
-        requests.unbounded_send(request(3, 0)).expect("it is open");
-        assert_eq!(sent(&mut stream), Some(Some((3, 0))));
-    }
-
-    #[tokio::test]
-    async fn a_follower_that_forwarded_is_told_at_once_of_all_until_it_is_answered() {
-        let contact = Contact::default();
-        let (requests, mut stream) = stream(contact.clone(), LONG);
-        let send = |request| requests.unbounded_send(request).expect("it is open");
-        let waits = [contact.wait_for_commits(), contact.wait_for_commits()];
-        for committed in [2, 3] {
-            send(request(committed, 0));
-            assert_eq!(sent(&mut stream), Some(Some((committed, 0))));
-        }
-        drop(waits);
-        send(request(4, 0));
-        assert_eq!(sent(&mut stream), None);
     }
 }

@@ -7,6 +7,7 @@ mod crash;
 mod failure;
 mod fates;
 mod lost_entries;
+mod telling;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -58,6 +58,8 @@ pub struct Network {
     hold_questions: watch::Sender<bool>,
     /// Whether questions for votes cross links that are cut for everything else.
     questions_cross: AtomicBool,
+    /// Whether appends don't tell how far entries are committed.
+    keeps_commits_back: AtomicBool,
     /// Questions for votes that were asked.
     pub questions: watch::Sender<usize>,
 }
@@ -69,6 +71,7 @@ impl Default for Network {
             cut: Mutex::default(),
             hold_questions: watch::channel(false).0,
             questions_cross: AtomicBool::default(),
+            keeps_commits_back: AtomicBool::default(),
             questions: watch::channel(0).0,
         }
     }
@@ -103,6 +106,11 @@ impl Network {
     /// Lets questions for votes, and nothing else, cross links that are cut.
     pub fn let_questions_cross(&self, cross: bool) {
         self.questions_cross.store(cross, Ordering::Relaxed);
+    }
+
+    /// Makes appends tell nothing of what is committed, or tell it again.
+    pub fn keep_commits_back(&self, keep: bool) {
+        self.keeps_commits_back.store(keep, Ordering::Relaxed);
     }
 
     /// Who runs now.
@@ -178,9 +186,12 @@ impl RaftNetworkV2<Types> for Link {
 
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<Types>,
+        mut request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        if self.network.keeps_commits_back.load(Ordering::Relaxed) {
+            request.leader_commit = None;
+        }
         self.call(async |raft| raft.append_entries(request).await).await
     }
 

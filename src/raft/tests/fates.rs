@@ -17,8 +17,9 @@ use crate::pb::etcdserverpb::PutRequest;
 use crate::pb::pontoon::command::{Command, Header, command::Op};
 use crate::raft::entry::{LeaderId, leader_id};
 use crate::raft::fates::Fate;
-use crate::raft::proposals::fate_of;
+use crate::raft::proposals::{entry_of, fate_of};
 use crate::raft::replica::ProposeError;
+use crate::raft::telling::hear;
 
 const ELECTION: Duration = Duration::from_millis(500);
 
@@ -165,11 +166,15 @@ async fn attempt(
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
             let proposals = &cluster.members[leader.node_id as usize].proposals;
-            let fate = fate_of(proposals.propose(Some(leader), command).await).await;
+            let entry = entry_of(proposals.propose(Some(leader), command).await).await;
             if cluster.network.is_heard(leader.node_id, from) {
-                cluster.members[from as usize]
+                let member = &cluster.members[from as usize];
+                if let Ok((entry, _)) = &entry {
+                    hear(&member.raft, *entry);
+                }
+                member
                     .fates
-                    .answered(leader, [(id, fate)]);
+                    .answered(leader, [(id, entry.map(|(_, reply)| reply))]);
             }
         });
     }
