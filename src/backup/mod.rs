@@ -2,7 +2,7 @@
 //!
 //! A backup is what etcd's snapshots are: a bbolt database ([`bolt`]) laid out in etcd's buckets ([`save`] writes them,
 //! [`load`] reads them), with a SHA-256 of it behind it. So etcd's tools read ours, and we read theirs: there is a way in
-//! and a way out. (The snapshots of Raft are something else: `raft/snapshot.rs`.)
+//! and a way out. (The snapshots of Raft are something else: `raft/snapshot/`.)
 //!
 //! ```text
 //! file = database, a multiple of 512 bytes | SHA-256 of it, 32 bytes

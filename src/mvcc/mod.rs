@@ -376,6 +376,11 @@ impl Store {
         self.engine().size_on_disk()
     }
 
+    /// Bytes of that which a snapshot shares.
+    pub fn lendable(&self) -> u64 {
+        self.engine().lendable()
+    }
+
     /// Keys that exist now, or existed since the last compaction.
     pub fn key_count(&self) -> usize {
         self.read().index.len()

@@ -1,6 +1,6 @@
 //! When a snapshot is due.
 //!
-//! It costs little (`raft/snapshot.rs`), but a member that was away should rather be sent the end of the log than all of the
+//! It costs little (`raft/snapshot/`), but a member that was away should rather be sent the end of the log than all of the
 //! state. So one is taken when the log has grown by some of the state's size since the last; when the last keeps as much
 //! on the disk that the state has left behind; or after so many entries, where that is asked for. One that is refused, as
 //! the disk has no room for it, is asked for again after as much again, not at each look.
@@ -18,6 +18,9 @@ use crate::storage::wal::Wal;
 const LEAST_BYTES: u64 = 64 << 20;
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(500);
+/// The state has left behind what it will if nothing was added for so many looks. A file goes when the last that it has is
+/// reclaimed, and a member that has other work comes to the next some seconds later (`raft/restraint.rs`).
+const AT_REST: u32 = 30;
 
 /// What is there at one look.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,8 +44,8 @@ struct Due {
     asked: Seen,
     /// The last snapshot, and what it alone took when it was seen first, or when another was asked for.
     first: (Option<LogId>, u64),
-    /// What it alone took at the last look.
-    alone: u64,
+    /// What it alone took at the last look, and at how many looks before.
+    alone: (u64, u32),
 }
 
 impl Due {
@@ -53,9 +56,12 @@ impl Due {
         let limit = LEAST_BYTES.max(seen.size / 4);
         let covered = seen.last.map_or(0, |log_id| log_id.index);
         let by_log = seen.written - self.asked.written > limit;
+        self.alone = match self.alone {
+            (alone, looks) if alone == seen.alone => (alone, looks.saturating_add(1)),
+            _ => (seen.alone, 0),
+        };
         // While the state goes on leaving files, the next snapshot would soon be in the same case.
-        let is_at_rest = std::mem::replace(&mut self.alone, seen.alone) == seen.alone;
-        let by_waste = is_at_rest && seen.alone.saturating_sub(self.first.1) > limit;
+        let by_waste = self.alone.1 >= AT_REST && seen.alone.saturating_sub(self.first.1) > limit;
         let counted_from = match self.asked.last == seen.last {
             // What was asked for has not come.
             true => covered.max(self.asked.applied),
@@ -116,6 +122,12 @@ mod tests {
         }
     }
 
+    /// How often one is due while the last one alone takes so many MiB, at so many looks.
+    fn dues(due: &mut Due, alone: u64, looks: u32) -> usize {
+        let looks = (0..looks).filter(|_| due.is_due(&seen(100, 0, alone)));
+        looks.count()
+    }
+
     #[test]
     fn it_is_when_the_log_has_grown_by_some_of_the_state() {
         let mut due = Due::default();
@@ -131,10 +143,10 @@ mod tests {
     fn it_is_when_the_last_keeps_much_of_what_the_state_left_and_that_is_over() {
         let mut due = Due::default();
         // From the first: not left behind since.
-        for alone in [500, 500, 550, 600] {
-            assert!(!due.is_due(&seen(100, 0, alone)));
+        for alone in [500, 550, 600, 650] {
+            assert_eq!(dues(&mut due, alone, AT_REST), 0);
         }
-        assert!(due.is_due(&seen(100, 0, 600)));
+        assert_eq!(dues(&mut due, 650, 3 * AT_REST), 1);
     }
 
     #[test]
@@ -166,8 +178,8 @@ mod tests {
         assert_eq!(due, [true, false, false, true, false]);
 
         let mut by_waste = Due::default();
-        let due = [0, 65, 65, 65, 129, 129, 130, 130].map(|alone| by_waste.is_due(&seen(0, 0, alone)));
-        assert_eq!(due, [false, false, true, false, false, false, false, true]);
+        let due = [0, 65, 65, 129, 130].map(|alone| dues(&mut by_waste, alone, AT_REST + 1));
+        assert_eq!(due, [0, 1, 0, 0, 1]);
     }
 
     #[test]

@@ -319,12 +319,13 @@ impl RaftStateMachine<Types> for StateMachine {
     /// A snapshot that meets a full disk would stop this member. One that nobody waits for is left for later: the log,
     /// which it would shorten, goes on.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        let bytes = self.state.reader().size_in_use();
-        if force || self.shell.snapshots.has_room(bytes) {
+        let (all, own) = self.state.reader().snapshot_bytes();
+        if force || self.shell.snapshots.has_room(all, own) {
             return Some(self.get_snapshot_builder().await);
         }
         tracing::warn!(
-            bytes,
+            all,
+            own,
             "no snapshot is taken, as the disk has no room for it: make room, or give this member a larger disk"
         );
         None

@@ -493,6 +493,15 @@ impl Reader {
         self.current.load().bytes().min(self.size())
     }
 
+    /// Bytes of a snapshot of it, at most: all of them, and those that are in no file which it shares.
+    pub fn snapshot_bytes(&self) -> (u64, u64) {
+        let all = self.size_in_use();
+        (
+            all,
+            all.min(self.size().saturating_sub(self.current.load().lendable())),
+        )
+    }
+
     /// Bytes that are applied, but not in the engine yet.
     pub fn unsaved_bytes(&self) -> u64 {
         self.current.load().unsaved_bytes() as u64

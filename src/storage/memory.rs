@@ -94,5 +94,9 @@ impl Engine for Memory {
             .sum())
     }
 
+    fn lendable(&self) -> u64 {
+        self.size_on_disk().unwrap_or(0)
+    }
+
     fn discard(&self) {}
 }

@@ -85,6 +85,9 @@ pub trait Engine: Send + Sync {
     /// Bytes used on disk.
     fn size_on_disk(&self) -> Result<u64>;
 
+    /// Bytes of that in files which [`Engine::lend`] gives second names.
+    fn lendable(&self) -> u64;
+
     /// Nobody needs what is in it any more: its files go once its last user is done.
     fn discard(&self);
 }
@@ -252,6 +255,8 @@ mod tests {
             });
             assert!(lent.eq(pairs));
             assert!(apart > 30);
+            let all = engine.size_on_disk().expect("it tells");
+            assert!(0 < engine.lendable() && engine.lendable() <= all);
         }
     }
 

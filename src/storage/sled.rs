@@ -326,6 +326,10 @@ impl Engine for Sled {
         Ok(self.db.size_on_disk().map_err(failed)? + self.values.size())
     }
 
+    fn lendable(&self) -> u64 {
+        self.values.size()
+    }
+
     fn discard(&self) {
         self.dir.is_discarded.store(true, Ordering::Relaxed);
     }
