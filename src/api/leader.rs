@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -13,6 +13,8 @@ use super::status;
 use super::until::until;
 use crate::error::Error;
 use crate::server::leader::Leadership;
+
+static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
 
 /// Looks after requests that want a leader.
 #[derive(Clone)]
@@ -60,7 +62,7 @@ where
     fn call(&mut self, request: Request<A>) -> Answering {
         let wants_leader = request
             .headers()
-            .get("hasleader")
+            .get(&HAS_LEADER)
             .is_some_and(|value| value == "true");
         if !wants_leader {
             return self.inner.call(request);

@@ -11,7 +11,7 @@ const RESOURCE_EXHAUSTED: HeaderValue = HeaderValue::from_static("8");
 /// Rewrites the refusal of a too large message, if that is what these headers are.
 pub fn rewrite_limit_error(headers: &mut HeaderMap) {
     if headers
-        .get("grpc-status")
+        .get(&Status::GRPC_STATUS)
         .is_none_or(|status| status != OUT_OF_RANGE)
     {
         return;
@@ -25,7 +25,7 @@ pub fn rewrite_limit_error(headers: &mut HeaderMap) {
     };
     let text = format!("grpc:%20received%20message%20larger%20than%20max%20({size}%20vs.%20{limit})");
     if let Ok(text) = HeaderValue::from_str(&text) {
-        headers.insert("grpc-status", RESOURCE_EXHAUSTED);
+        headers.insert(Status::GRPC_STATUS, RESOURCE_EXHAUSTED);
         headers.insert("grpc-message", text);
     }
 }

@@ -18,6 +18,7 @@ mod watch;
 
 use std::sync::Arc;
 
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::ServingStatus;
@@ -115,11 +116,17 @@ pub fn status(error: Error) -> Status {
     Status::new(Code::from(error.code() as i32), error.text())
 }
 
+static TOKEN: HeaderName = HeaderName::from_static("token");
+
 /// Who says it asks: the token in the request's metadata. Newer clients send it as `authorization`.
 fn credentials<T>(request: &tonic::Request<T>) -> Credentials {
-    let metadata = request.metadata();
-    let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-    let token = text("token").or_else(|| text("authorization"));
+    let headers: &HeaderMap = request.metadata().as_ref();
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    let token = text(&TOKEN).or_else(|| text(&header::AUTHORIZATION));
     let common_name = request.extensions().get::<CommonName>();
     Credentials {
         common_name: common_name.map(|name| name.0.clone()),

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -18,6 +18,9 @@ use tower::{Layer, Service};
 use crate::api::{self, Bound, RequireLeader, Services, VotersOnly};
 use crate::metrics::{Calls, Metrics};
 use crate::server::Server;
+
+static CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Any error.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -47,7 +50,7 @@ impl Grpc {
         let calls = self.metrics.calls(path)?;
         calls.started.increment();
         let version = headers
-            .get("client-api-version")
+            .get(&CLIENT_API_VERSION)
             .and_then(|version| version.to_str().ok());
         self.metrics
             .count_version(version.unwrap_or("unknown"), calls.kind == "unary");
@@ -100,7 +103,7 @@ where
 
 /// How long the client waits: `grpc-timeout`, at most eight digits and a unit.
 fn deadline(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let is_number = (1..=8).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit());
     let number: u64 = is_number.then(|| digits.parse().ok())??;
@@ -160,7 +163,7 @@ impl Call {
 
     /// Headers or trailers: the last ones carry the status.
     fn see_end(&mut self, headers: &HeaderMap) {
-        if let Some(code) = headers.get("grpc-status") {
+        if let Some(code) = headers.get(&Status::GRPC_STATUS) {
             self.end(Code::from_bytes(code.as_bytes()));
         }
     }
@@ -284,7 +287,11 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.messages {
+            // gRPC's messages tell their lengths: a header with it would be one more for both sides to handle.
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
     }
 }
 

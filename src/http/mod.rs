@@ -31,7 +31,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -137,6 +137,7 @@ impl Http {
         };
         let is_ours = origin.as_ref().is_some_and(|origin| self.is_of_a_page(origin));
         mark(&self.options, origin, is_ours, response.headers_mut());
+        date(response.headers_mut());
         response
     }
 
@@ -245,6 +246,13 @@ fn mark(options: &HttpOptions, origin: Option<HeaderValue>, is_ours: bool, heade
         header::ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("accept, content-type, authorization"),
     );
+}
+
+/// When the answer was made (RFC 9110 §6.6.1).
+fn date(headers: &mut HeaderMap) {
+    if let Ok(now) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())) {
+        headers.insert(header::DATE, now);
+    }
 }
 
 /// A path of the gateway, as it is now: older clients call it by the name that it had while it was new.

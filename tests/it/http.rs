@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use pontoon::pb::etcdserverpb::kv_client::KvClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::http::{Answer, Http, ask, get};
 use crate::support::process::{free_port, wait_for};
+use crate::support::rpc::{channel, everything, put_request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_says_why_a_member_is_not_well() {
@@ -339,4 +341,21 @@ async fn streams_of_a_connection_are_bounded_if_that_is_asked_for() {
         });
         assert_eq!(streams, expected, "{flags:?}");
     }
+}
+
+/// What HTTP says of an answer: a date, and a length. gRPC has no use for either, so neither is sent at each call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_grpc_have_no_headers_that_nobody_reads() {
+    let cluster = Cluster::start(1).await;
+    let url = &cluster.members[0].client_url;
+    let mut client = KvClient::new(channel(url));
+    let header = |answer: &tonic::metadata::MetadataMap| {
+        ["date", "content-length"].map(|name| answer.get(name).is_some())
+    };
+    let put = client.put(put_request(b"key", b"value")).await.expect("a put");
+    assert_eq!(header(put.metadata()), [false, false]);
+    let range = client.range(everything()).await.expect("a range");
+    assert_eq!(header(range.metadata()), [false, false]);
+    let plain = get(url, "/kv/key").await;
+    assert!(plain.header("date").is_some() && plain.header("content-length") == Some("5"));
 }

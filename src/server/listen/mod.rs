@@ -120,6 +120,8 @@ fn builder(connections: Connections, begun: Begun) -> auto::Builder<Begun> {
         .http2()
         .timer(TokioTimer::new())
         .adaptive_window(false)
+        // gRPC has no use for it; what is plain HTTP says it itself (`http`).
+        .auto_date_header(false)
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20)
         .max_concurrent_streams(connections.max_streams)
