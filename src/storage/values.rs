@@ -31,6 +31,9 @@ use super::fs::{File, Fs, RealFs};
 
 /// A file that has grown to this is full; so few in tests that there are many.
 const FILE_BYTES: u64 = if cfg!(test) { 2 << 10 } else { 64 << 20 };
+/// So much is synced behind a write that reaches it. Nothing relies on that; but a snapshot syncs all of a file, and what lay
+/// there unsynced by then held up the log's own syncs, on all members at the same time.
+const SYNCED_AT_ONCE: u64 = 1 << 20;
 /// Bytes of records that are gathered for one write, about.
 const WRITTEN_AT_ONCE: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 /// Before the key of a record.
@@ -249,18 +252,23 @@ impl Values {
         Ok(places)
     }
 
-    /// Writes records to the end of the newest file.
+    /// Writes records to the end of the newest file, and syncs it when it has grown by enough.
     fn write(&self, number: u32, at: u64, records: &[u8]) -> io::Result<()> {
         if records.is_empty() {
             return Ok(());
         }
-        if let Some(file) = self.file(number) {
+        let end = at + records.len() as u64;
+        let file = self.file(number);
+        if let Some(file) = &file {
             file.write_at(at, records)?;
         }
         if let Some(file) = self.lock().get_mut(&number) {
-            file.length = at + records.len() as u64;
+            file.length = end;
         }
-        Ok(())
+        match file.filter(|_| at / SYNCED_AT_ONCE != end / SYNCED_AT_ONCE) {
+            Some(file) => file.sync_data(),
+            None => Ok(()),
+        }
     }
 
     fn file(&self, number: u32) -> Option<Arc<dyn File>> {
