@@ -51,8 +51,8 @@ where
 }
 
 /// Takes the word of who appended this entry as leader that it is committed, and all before it. openraft commits as much
-/// of that as its log has from this or a later leader, and the rest as soon as it has: nothing is claimed of what stands before, so no
-/// entry is refused, or removed.
+/// of that as its log has from this or a later leader, and the rest as soon as it has. Nothing is claimed of what stands
+/// before, so no entry is refused, or removed.
 ///
 /// Nobody waits for openraft's answer, which comes behind a sync of what else was appended. If its queue is full, that is
 /// as good as not told: the next request tells it.

@@ -36,6 +36,7 @@ pub struct SnapshotFile {
 
 /// A file that is removed with the last who uses it, unless it got another name.
 pub struct Unfinished {
+    /// The disk that it is on.
     pub(super) fs: Arc<dyn Fs>,
     pub(super) path: PathBuf,
 }

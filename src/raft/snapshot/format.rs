@@ -84,6 +84,7 @@ pub fn write(
 
 /// Makes frames.
 pub struct Encoder {
+    /// What is encoded and not taken yet.
     pub buffer: BytesMut,
     chain: u32,
     frames: u64,
@@ -103,10 +104,12 @@ impl Default for Encoder {
 }
 
 impl Encoder {
+    /// Adds a frame with all of its payload. Fails if that is longer than any may be.
     pub fn frame(&mut self, payload: &[u8]) -> io::Result<()> {
         self.flagged_frame(payload, 0)
     }
 
+    /// Adds a record that is this byte, and what lies at a place.
     pub fn apart(&mut self, kind: u8, place: &Place) -> io::Result<()> {
         let mut payload = vec![kind];
         place.encode(&mut payload);
@@ -126,6 +129,7 @@ impl Encoder {
         Ok(())
     }
 
+    /// Adds the end frame.
     pub fn end(&mut self) {
         let count = self.frames.to_le_bytes();
         self.buffer.put_u32_le(END);
@@ -142,6 +146,7 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Begins a file, with its head.
     pub fn create(fs: &dyn Fs, path: &Path, meta: &SnapshotMeta) -> io::Result<Self> {
         let mut encoder = Encoder::default();
         encoder.frame(&encode_head(meta))?;
@@ -152,11 +157,13 @@ impl Writer {
         })
     }
 
+    /// Adds a whole record.
     pub fn record(&mut self, record: &[u8]) -> io::Result<()> {
         self.encoder.frame(record)?;
         self.write_if_full()
     }
 
+    /// Adds a record that is this byte, and what lies at a place.
     pub fn apart(&mut self, kind: u8, place: &Place) -> io::Result<()> {
         self.encoder.apart(kind, place)?;
         self.write_if_full()
@@ -177,6 +184,7 @@ impl Writer {
         Ok(())
     }
 
+    /// Ends the file. Its contents are on disk when this returns, its name may not be.
     pub fn finish(mut self) -> io::Result<()> {
         self.encoder.end();
         self.write()?;
@@ -186,6 +194,7 @@ impl Writer {
 
 /// What a frame has.
 pub enum Frame {
+    /// All of its payload.
     Whole(Bytes),
     /// A record that is this byte, and what lies elsewhere.
     Apart(u8, Place),
@@ -196,7 +205,9 @@ pub struct Frames {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     file: Box<dyn File>,
+    /// What the snapshot covers.
     pub meta: SnapshotMeta,
+    /// Bytes of the file itself.
     pub size: u64,
     /// What the size would be if all records were in the file, up to here.
     pub whole_size: u64,
@@ -212,6 +223,7 @@ pub struct Frames {
 
 /// A file that records lie in.
 pub struct Beside {
+    /// Its name here.
     pub path: PathBuf,
     file: Box<dyn File>,
     length: u64,

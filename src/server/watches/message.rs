@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(lookups, 1);
         assert_eq!(
             encoded.with_previous(|| Err(())),
-            Ok(encoded.with_previous.get().unwrap().clone())
+            Ok(encoded.with_previous.get().expect("it was looked up").clone())
         );
     }
 
