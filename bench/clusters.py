@@ -66,13 +66,13 @@ def die_with_parent(libc=ctypes.CDLL(None)):
 class Cluster:
     """Members of one system."""
 
-    def __init__(self, name, version, arguments, directory, members=3):
+    def __init__(self, name, version, arguments, directory, members=3, scheme="http"):
         self.name = name
         self.version = version
         self.processes = []
         self.commands = []
         names = ["m%d" % (number + 1) for number in range(members)]
-        urls = ["http://127.0.0.1:%d" % port for port in free_ports(2 * members)]
+        urls = ["%s://127.0.0.1:%d" % (scheme, port) for port in free_ports(2 * members)]
         client_urls, peer_urls = urls[:members], urls[members:]
         self.endpoints = ",".join(client_urls)
         self.data = [directory / name / member for member in names]
@@ -131,6 +131,7 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.processes = []
 
 
 def output(command, look=None, every_s=None):
@@ -148,13 +149,14 @@ def output(command, look=None, every_s=None):
 
 
 class Client:
-    """pontoon as the client of both."""
+    """pontoon as the client of both, with options that go with each call."""
 
-    def __init__(self, binary):
+    def __init__(self, binary, *options):
         self.binary = str(binary)
+        self.options = options
 
     def command(self, cluster, *args):
-        return [self.binary, *args, "--endpoints", cluster.endpoints]
+        return [self.binary, *args, *self.options, "--endpoints", cluster.endpoints]
 
     def json(self, cluster, *args, **meanwhile):
         command = self.command(cluster, *args, "-w", "json")
@@ -165,7 +167,7 @@ class Client:
 
     def answers(self, endpoints, *options):
         """Whether a linearizable read is answered."""
-        command = [self.binary, "get", "ready", "--endpoints", endpoints, *options]
+        command = [self.binary, "get", "ready", "--endpoints", endpoints, *self.options, *options]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def await_ready(self, cluster, limit_s=READY_S):
