@@ -5,19 +5,28 @@ ARG RUNTIME=debian:bookworm-slim
 FROM ${BUILDER} AS build
 LABEL pontoon.stage=build
 ARG PROFILE=release
+# 1: with a profile of its own work (bench/pgo), in three times the time.
+ARG PGO=0
 WORKDIR /src
 # The dependencies first, with nothing of our own: they are built again only when Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' | tee src/main.rs > build.rs \
-    && cargo build --locked --profile ${PROFILE} --bin pontoon
+    && if [ ${PGO} = 1 ]; then cargo fetch --locked; else cargo build --locked --profile ${PROFILE} --bin pontoon; fi
 COPY build.rs ./
 COPY proto proto
 COPY src src
+COPY bench bench
 # `dev` builds into `debug`.
 RUN touch build.rs src/lib.rs src/main.rs \
-    && cargo build --locked --profile ${PROFILE} --bin pontoon \
     && mkdir -p /out \
-    && cp target/$(test ${PROFILE} = dev && echo debug || echo ${PROFILE})/pontoon /out/pontoon
+    && if [ ${PGO} = 1 ]; then \
+        { ! command -v rustup >/dev/null || rustup component add llvm-tools; } \
+        && bench/pgo --output /out/pontoon \
+        && rm -rf target/pgo; \
+    else \
+        cargo build --locked --profile ${PROFILE} --bin pontoon \
+        && cp target/$(test ${PROFILE} = dev && echo debug || echo ${PROFILE})/pontoon /out/pontoon; \
+    fi
 
 FROM ${RUNTIME}
 RUN groupadd -g 10001 pontoon \

@@ -62,9 +62,10 @@ class Tools(unittest.TestCase):
 class Building(unittest.TestCase):
     def test_flags_are_added_to_those_that_are_given_and_are_for_the_program_alone(self):
         with mock.patch.dict(os.environ, RUSTFLAGS="-Ctarget-cpu=native"), mock.patch.object(pgo, "run") as run:
-            built = pgo.build("some-host", Path("there"), "-Cprofile-use=x")
+            built = pgo.build("some-host", Path("there"), "-Cprofile-use=a place")
         (command,), options = run.call_args
-        self.assertEqual(options["env"]["RUSTFLAGS"], "-Ctarget-cpu=native -Cprofile-use=x")
+        flags = options["env"]["CARGO_ENCODED_RUSTFLAGS"].split("\x1f")
+        self.assertEqual(flags, ["-Ctarget-cpu=native", "-Cprofile-use=a place"])
         self.assertIn("--target some-host", " ".join(map(str, command)))
         self.assertEqual(built, Path("there/some-host/release/pontoon"))
 

@@ -43,7 +43,7 @@ if [ -n "$missing_slim" ]; then
 fi
 if [ -n "$missing_rust" ]; then
     rust=$work/rust
-    debian "$rust" gcc,libc6-dev,ca-certificates
+    debian "$rust" gcc,libc6-dev,ca-certificates,python3
     mkdir -p "$rust/usr/local/rust"
     cp -a "$(rustc --print sysroot)"/{bin,lib,libexec} "$rust/usr/local/rust/"
     CARGO_HOME=$rust/usr/local/cargo cargo fetch --locked --quiet
