@@ -73,13 +73,18 @@ class Building(unittest.TestCase):
         with self.assertRaisesRegex(clusters.Failed, "exit 3"):
             pgo.run(["sh", "-c", "exit 3"])
 
+    def load(self, failed):
+        client, given = mock.Mock(), mock.Mock(duration="1s", keys=10)
+        report = {"errors": {"Unavailable": failed}, "operations": 30, "ops_per_s": 30.0}
+        client.bench.return_value = report
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            pgo.load(client, None, [(["put"], 1)], given)
+        return told.getvalue()
+
     def test_work_that_fails_is_no_profile(self):
-        client = mock.Mock()
-        client.bench.return_value = {"errors": {"Unavailable": 3}, "ops_per_s": 1.0}
-        given = mock.Mock(duration="1s", keys=10)
+        self.assertIn("30 operations a second: put", self.load(failed=3))
         with self.assertRaisesRegex(clusters.Failed, "put.*Unavailable"):
-            with contextlib.redirect_stderr(io.StringIO()):
-                pgo.load(client, None, [(["put"], 1)], given)
+            self.load(failed=4)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ async fn what_fails_is_counted_by_code_and_told() {
 async fn a_build_with_a_profile_has_members_do_all_kinds_of_work() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/pgo");
     let mut command = Command::new("python3");
-    command.args([script, "--train", BINARY, "--duration", "50ms", "--keys", "200"]);
+    command.args([script, "--train", BINARY, "--duration", "50ms", "--keys", "500"]);
     let Ok(output) = command.output().await else {
         println!("skipped: there is no python3");
         return;
