@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import stat
 import sys
@@ -73,18 +74,27 @@ class Building(unittest.TestCase):
         with self.assertRaisesRegex(clusters.Failed, "exit 3"):
             pgo.run(["sh", "-c", "exit 3"])
 
-    def load(self, failed):
-        client, given = mock.Mock(), mock.Mock(duration="1s", keys=10)
-        report = {"errors": {"Unavailable": failed}, "operations": 30, "ops_per_s": 30.0}
-        client.bench.return_value = report
-        with contextlib.redirect_stderr(io.StringIO()) as told:
-            pgo.load(client, None, [(["put"], 1)], given)
+    def load(self, out, error=b"", code=0):
+        client, given = mock.Mock(command=lambda *call: call), mock.Mock(duration="1s", keys=10)
+        with mock.patch.object(pgo, "output", return_value=(out, error, code)):
+            with contextlib.redirect_stderr(io.StringIO()) as told:
+                pgo.load(client, None, [(["put"], 1)], given)
         return told.getvalue()
 
+    def report(self, failed):
+        report = {"errors": {"Unavailable": failed}, "operations": 30, "ops_per_s": 30.0}
+        return json.dumps(report).encode()
+
+    def test_a_few_failures_are_no_harm(self):
+        self.assertIn("30 operations a second: put", self.load(self.report(failed=3), code=1))
+
     def test_work_that_fails_is_no_profile(self):
-        self.assertIn("30 operations a second: put", self.load(failed=3))
         with self.assertRaisesRegex(clusters.Failed, "put.*Unavailable"):
-            self.load(failed=4)
+            self.load(self.report(failed=4), code=1)
+
+    def test_a_client_that_does_not_run_tells_why(self):
+        with self.assertRaisesRegex(clusters.Failed, "put: no such option"):
+            self.load(b"", b"no such option\n", 2)
 
 
 if __name__ == "__main__":

@@ -163,29 +163,3 @@ async fn what_fails_is_counted_by_code_and_told() {
         .await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read /proc/4294967295/stat"));
 }
-
-/// A build with a profile (`bench/pgo`) is as good as the work that it was taken from: all of it is done.
-#[tokio::test]
-async fn a_build_with_a_profile_has_members_do_all_kinds_of_work() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/pgo");
-    let mut command = Command::new("python3");
-    command.args([script, "--train", BINARY, "--duration", "50ms", "--keys", "500"]);
-    let Ok(output) = command.output().await else {
-        println!("skipped: there is no python3");
-        return;
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    for work in [
-        "put",
-        "txn",
-        "get",
-        "mixed",
-        "range",
-        "watch",
-        "lease-grant",
-        "lease-keep-alive",
-    ] {
-        assert!(said.contains(&format!("a second: {work}")), "{work}: {said}");
-    }
-}
