@@ -1,6 +1,7 @@
 //! Opening a store from its engine, and moving it whole: to a snapshot, and from one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -191,17 +192,17 @@ impl SnapshotSource {
     }
 
     /// The small records of a key space.
-    pub fn small(&self, space: std::ops::Range<Bytes>) -> impl Iterator<Item = &Pair> {
+    pub fn small(&self, space: Range<Bytes>) -> impl Iterator<Item = &Pair> {
         self.records.iter().filter(move |(key, _)| space.contains(key))
     }
 
     /// The versions that can be read, in revision order: the same on every member, however far each has reclaimed.
     pub fn versions(&self) -> impl Iterator<Item = Result<Version>> + '_ {
-        let blocks = self.engine.scan(keys::blocks());
-        let saved = blocks.filter_map(|pair| self.wanted(pair).transpose());
-        let saved = saved.flat_map(|block| match block.and_then(Block::parse) {
-            Ok(block) => block.versions().collect(),
-            Err(error) => vec![Err(error)],
+        let saved = self.engine.scan(self.blocks()).flat_map(|pair| {
+            match pair.and_then(|(_, block)| Block::parse(block)) {
+                Ok(block) => block.versions().collect(),
+                Err(error) => vec![Err(error)],
+            }
         });
         let all = saved.chain(self.unsaved.iter().cloned().map(Ok));
         all.filter(|version| version.as_ref().map_or(true, |version| self.view.keeps(version)))
@@ -212,23 +213,22 @@ impl SnapshotSource {
     pub fn records(&self) -> impl Iterator<Item = Result<Bytes>> + '_ {
         let saved = self
             .engine
-            .scan(keys::blocks())
-            .filter_map(|pair| self.wanted(pair).transpose())
-            .map(|block| Ok(record(BLOCK, &[&block?])));
+            .scan(self.blocks())
+            .map(|pair| Ok(record(BLOCK, &[&pair?.1])));
         self.heads().map(Ok).chain(saved).chain(self.tail())
     }
 
     /// The records: a head, the small records, then blocks of versions in revision order. Large blocks are not copied:
     /// the engine lends their files, under these names.
     pub fn pieces<'a>(&'a self, names: &Names<'_>) -> Result<impl Iterator<Item = Result<Piece>> + use<'a>> {
-        let lent = self.engine.lend(keys::blocks(), names)?;
-        let saved = lent.into_iter().filter_map(|pair| self.piece(pair).transpose());
+        let lent = self.engine.lend(self.blocks(), names)?;
+        let saved = lent.into_iter().map(|(_, lent)| match lent {
+            Lent::Value(block) => Piece::Whole(record(BLOCK, &[&block])),
+            Lent::At(place) => Piece::Apart(BLOCK, place),
+        });
+        let heads = self.heads().map(Piece::Whole);
         let tail = self.tail().map(|record| record.map(Piece::Whole));
-        Ok(self
-            .heads()
-            .map(|record| Ok(Piece::Whole(record)))
-            .chain(saved)
-            .chain(tail))
+        Ok(heads.chain(saved).map(Ok).chain(tail))
     }
 
     /// What stands before the blocks.
@@ -246,23 +246,10 @@ impl SnapshotSource {
         head(self.sealed.revision, self.sealed.compacted, &self.sealed.mark)
     }
 
-    fn wanted(&self, pair: Result<Pair>) -> Result<Option<Bytes>> {
-        let (key, bytes) = pair?;
-        Ok(self.wants(&key)?.then_some(bytes))
-    }
-
-    fn piece(&self, (key, lent): (Bytes, Lent)) -> Result<Option<Piece>> {
-        let piece = match lent {
-            Lent::Value(block) => Piece::Whole(record(BLOCK, &[&block])),
-            Lent::At(place) => Piece::Apart(BLOCK, place),
-        };
-        Ok(self.wants(&key)?.then_some(piece))
-    }
-
-    /// Blocks saved since the snapshot began are in `unsaved`.
-    fn wants(&self, key: &[u8]) -> Result<bool> {
-        let (main, sub) = keys::parse_block(key).ok_or_else(|| corrupt("a block has a strange key"))?;
-        Ok(Revision { main, sub } <= self.saved)
+    /// The blocks in the engine that are in it: those saved since it began are in `unsaved`. No other is asked for, as an
+    /// engine that lends does it by files.
+    fn blocks(&self) -> Range<Bytes> {
+        keys::blocks_until(self.saved.main, self.saved.sub)
     }
 }
 

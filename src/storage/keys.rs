@@ -59,6 +59,13 @@ pub fn blocks() -> Range<Bytes> {
     space(BLOCK)
 }
 
+/// Those whose first version is at `main`, `sub` or before.
+pub fn blocks_until(main: i64, sub: u32) -> Range<Bytes> {
+    // Nothing lies between a key and the same with a zero behind it.
+    let behind = [&block(main, sub)[..], &[0]].concat();
+    blocks().start..behind.into()
+}
+
 /// A member's record.
 pub fn member(id: u64) -> Bytes {
     numbered(MEMBER, id)
@@ -196,6 +203,9 @@ mod tests {
                 .iter()
                 .all(|key| blocks().contains(key) && !members().contains(key))
         );
+        let until = blocks_until(2, 0);
+        let within = ordered.each_ref().map(|key| until.contains(key));
+        assert_eq!(within, [true, true, false, false]);
         assert!(members().contains(&member(u64::MAX)));
         for id in [i64::MIN, -1, 1, i64::MAX] {
             assert_eq!(parse_lease(&lease(id)), Some(id));

@@ -18,7 +18,8 @@ use crate::raft::snapshot::SnapshotStore;
 use crate::raft::state_machine::StateMachine;
 use crate::raft::{Entry, LogId, Snapshot, SnapshotMeta};
 use crate::state::{Options, Place, State};
-use crate::storage::fs::{Disk, Fs, SimFs, crash_states};
+use crate::storage::fs::{Disk, Fs, RealFs, SimFs, crash_states};
+use crate::storage::open_engine;
 use crate::storage::wal::{Wal, WalOptions};
 
 fn open_wal(fs: &SimFs) -> Wal {
@@ -243,4 +244,37 @@ fn a_snapshot_has_what_it_needs_beside_it() {
     });
     println!("{count} states");
     assert!(count > 50);
+}
+
+/// A build takes a moment, in which the engine begins other files: they are no part of it, and would never go.
+#[test]
+fn what_is_saved_while_a_snapshot_is_built_leaves_no_file_with_it() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (engine, dir) = (root.path().join("engine"), root.path().join("snapshots"));
+    let store = SnapshotStore::open(Arc::new(RealFs), &dir).expect("sound");
+    let engine = open_engine(&engine, 1 << 20).expect("opened");
+    let (mut state, _) = State::open(engine, Options::default()).expect("opened");
+    let saver = state.saver();
+    let mut sources = Vec::new();
+    for index in 1..=8 {
+        for key in 0..60 {
+            let command = Command::decode(super::command(put(key, index as u32)).0).expect("a command");
+            state.apply(Place { term: 1, index }, &command).expect("applied");
+        }
+        state.seal(Bytes::new());
+        sources.push(state.snapshot());
+        saver.save().expect("saved");
+    }
+    for (index, source) in (1..).zip(sources) {
+        let meta = SnapshotMeta {
+            last_log_id: Some(new_log_id(1, 1, index)),
+            ..SnapshotMeta::default()
+        };
+        let built = store.build(meta, source).expect("built");
+        let name = built.snapshot.name();
+        let stem = name.strip_suffix(".snapshot").expect("it has its name");
+        let mut names = RealFs.list(&dir).expect("readable");
+        names.retain(|name| !name.starts_with(stem));
+        assert!(names.is_empty(), "{names:?} are left beside {stem}");
+    }
 }
