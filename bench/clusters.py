@@ -162,7 +162,8 @@ class Client:
         command = self.command(cluster, *args, "-w", "json")
         out, err, code = output(command, **meanwhile)
         if code != 0:
-            raise Failed("%s failed: %s" % (" ".join(command), err.decode().strip()))
+            # A load of which nothing was answered tells so in its report alone.
+            raise Failed("%s failed: %s" % (" ".join(command), (err or out).decode().strip()))
         return json.loads(out)
 
     def answers(self, endpoints, *options):
