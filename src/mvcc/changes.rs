@@ -11,7 +11,8 @@
 //! Whatever happened at or after the compacted revision is there, however far a member has saved or reclaimed.
 
 use super::block::{Block, Version};
-use super::{CHUNK, KeyRange, Revision, Versions, View};
+use super::view::CHUNK;
+use super::{KeyRange, Revision, Versions, View};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::storage::{Result, keys};

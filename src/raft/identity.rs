@@ -6,7 +6,7 @@
 //! know, and have it on disk before they answer.
 //!
 //! A request for somebody else is refused; but if it comes from another cluster it is remembered for a while: that
-//! cluster has a member at this address, and if this one is blank that member's disk was lost (`server/bootstrap.rs`).
+//! cluster has a member at this address, and if this one is blank that member's disk was lost (`server/bootstrap`).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

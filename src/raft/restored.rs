@@ -1,7 +1,7 @@
 //! A cluster whose first state is a backup that was restored.
 //!
 //! A restore leaves a member with a state that belongs to no cluster: a snapshot file without a log position and
-//! without members. When the members have met (`server/bootstrap.rs`), *one* of them, the founder, makes it the
+//! without members. When the members have met (`server/bootstrap`), *one* of them, the founder, makes it the
 //! beginning of the cluster's log: the same records, now as a snapshot of the entry 1 in term 1, with all the members as
 //! voters. It installs that as if a leader before it, member 0 which there never is, had sent it. From then on Raft
 //! knows nothing special: the founder asks for votes; the others have empty logs, so they vote for it; the log before

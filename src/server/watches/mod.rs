@@ -27,6 +27,7 @@ pub mod hub;
 mod index;
 mod message;
 mod outbox;
+mod registry;
 #[cfg(test)]
 mod tests;
 

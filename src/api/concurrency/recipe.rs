@@ -1,54 +1,29 @@
-//! Lock and Election: what clients' own recipes do, done here, in terms of KV, Lease and Watch only.
-//!
-//! Both are a queue of keys below `name/`, one for each lease that takes part, `name/` and the lease's id in hex. Who
-//! created its key first is at the head: it owns the lock, or leads. Everybody else waits for the key just before its
-//! own to go, so that one change wakes one waiter.
-//!
-//! ```text
-//! job/7  created at 12    the head
-//! job/9  created at 15    waits for job/7
-//! job/8  created at 20    waits for job/9; if that goes first, it looks again, finds job/7, and waits for that
-//! ```
-//!
-//! A key goes when it is deleted (unlock, resign), when its lease ends, or when its caller gives up waiting. Clients
-//! that follow the recipe by themselves, such as `etcdctl lock` and `elect`, stand in the same queue.
-//!
-//! Requests are refused with the code UNKNOWN, as etcd has it, and etcd's text.
+//! What both services are made of: taking a place in a queue, waiting for its turn, watching who is first.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Status};
 
-use super::kv::Kv;
-use super::{credentials, header, status};
+use super::keys::{created_at, end_of, exactly, first_below, key_of, last_below, ops, pairs, prefix};
+use super::{not_leader, refused};
+use crate::api::kv::Kv;
+use crate::api::{credentials, header, status};
 use crate::error::Error;
-use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::kv_server::Kv as _;
-use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::request_op::Request as Op;
-use crate::pb::etcdserverpb::response_op::Response as Answer;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
-    TxnRequest, TxnResponse, WatchCreateRequest,
+    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+    WatchCreateRequest,
 };
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
-use crate::pb::v3electionpb::election_server::Election as ElectionService;
-use crate::pb::v3electionpb::{
-    CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest,
-    ProclaimResponse, ResignRequest, ResignResponse,
-};
-use crate::pb::v3lockpb::lock_server::Lock as LockService;
-use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use crate::pb::v3electionpb::LeaderResponse;
 use crate::server::Server;
 use crate::server::watches::Responses;
 use crate::tls::CommonName;
@@ -57,198 +32,22 @@ use crate::tls::CommonName;
 const SESSION_TTL: i64 = 60;
 /// Between attempts at a transaction of unknown outcome.
 const AGAIN: Duration = Duration::from_millis(100);
-/// Changes of leaders that wait for a slow observer; while it is full, the rest waits in the watch.
-const OBSERVED: usize = 16;
-
-/// The Lock service.
-pub struct Lock {
-    recipes: Recipes,
-}
-
-impl Lock {
-    /// Serves `server`.
-    pub fn new(server: Server) -> Self {
-        Lock {
-            recipes: Recipes::new(server),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl LockService for Lock {
-    async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let request = request.into_inner();
-        let lease = caller.session(request.lease).await?;
-        let mut entered = caller.enter(&request.name, lease, &Bytes::new()).await?;
-        let header = match entered.is_first {
-            true => entered.header,
-            false => {
-                let turn = caller.await_turn(&mut entered.place).await?;
-                if turn.is_none() {
-                    return Err(Status::unknown("mutex: session is expired"));
-                }
-                turn
-            }
-        };
-        Ok(Response::new(LockResponse {
-            header,
-            key: entered.place.keep(),
-        }))
-    }
-
-    async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let request = DeleteRangeRequest {
-            key: request.into_inner().key,
-            ..DeleteRangeRequest::default()
-        };
-        let deleted = self.recipes.kv.delete_range(caller.request(request)).await;
-        Ok(Response::new(UnlockResponse {
-            header: deleted.map_err(refused)?.into_inner().header,
-        }))
-    }
-}
-
-/// The Election service.
-pub struct Election {
-    recipes: Recipes,
-}
-
-impl Election {
-    /// Serves `server`.
-    pub fn new(server: Server) -> Self {
-        Election {
-            recipes: Recipes::new(server),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl ElectionService for Election {
-    async fn campaign(
-        &self,
-        request: Request<CampaignRequest>,
-    ) -> Result<Response<CampaignResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let request = request.into_inner();
-        let lease = caller.session(request.lease).await?;
-        let mut entered = caller.enter(&request.name, lease, &request.value).await?;
-        let (key, rev) = (entered.place.key.clone(), entered.place.created);
-        if entered.value_before.is_some_and(|value| value != request.value) {
-            caller.proclaim(&key, rev, lease, &request.value).await?;
-        }
-        if !entered.is_first {
-            let turn = caller.await_turn(&mut entered.place).await?;
-            turn.ok_or_else(not_leader)?;
-        }
-        let key = entered.place.keep();
-        Ok(Response::new(CampaignResponse {
-            header: entered.header,
-            leader: Some(LeaderKey {
-                name: request.name,
-                key,
-                rev,
-                lease,
-            }),
-        }))
-    }
-
-    async fn proclaim(
-        &self,
-        request: Request<ProclaimRequest>,
-    ) -> Result<Response<ProclaimResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let request = request.into_inner();
-        let leader = request.leader.ok_or_else(leader_missing)?;
-        let lease = caller.session(leader.lease).await?;
-        let header = caller
-            .proclaim(&leader.key, leader.rev, lease, &request.value)
-            .await?;
-        Ok(Response::new(ProclaimResponse { header }))
-    }
-
-    async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let first = caller
-            .range(first_below(&prefix(&request.into_inner().name)))
-            .await?;
-        let kv = first.kvs.into_iter().next();
-        match kv.is_some() {
-            true => Ok(Response::new(LeaderResponse {
-                header: first.header,
-                kv,
-            })),
-            false => Err(Status::unknown("election: no leader")),
-        }
-    }
-
-    type ObserveStream = BoxStream<'static, Result<LeaderResponse, Status>>;
-
-    async fn observe(
-        &self,
-        request: Request<LeaderRequest>,
-    ) -> Result<Response<Self::ObserveStream>, Status> {
-        let caller = self.recipes.caller(&request);
-        let prefix = prefix(&request.into_inner().name);
-        let (leaders, observed) = mpsc::channel(OBSERVED);
-        tokio::spawn(async move {
-            let end = tokio::select! {
-                end = caller.observe(&prefix, &leaders) => end,
-                () = leaders.closed() => return,
-            };
-            if let Err(status) = end {
-                // Nobody is left to be told if this fails.
-                let _ = leaders.send(Err(status)).await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(observed).boxed()))
-    }
-
-    async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
-        let caller = self.recipes.caller(&request);
-        let leader = request.into_inner().leader.ok_or_else(leader_missing)?;
-        let txn = caller.delete_created_at(&leader.key, leader.rev).await?;
-        Ok(Response::new(ResignResponse { header: txn.header }))
-    }
-}
-
-fn leader_missing() -> Status {
-    Status::unknown("\"leader\" field must be provided")
-}
-
-fn not_leader() -> Status {
-    Status::unknown("election: not leader")
-}
-
-/// etcd's recipes run in a client of itself and forget the codes of refusals.
-fn refused(status: Status) -> Status {
-    match status.code() {
-        Code::InvalidArgument
-        | Code::NotFound
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::PermissionDenied
-        | Code::Unauthenticated => Status::unknown(status.message()),
-        _ => status,
-    }
-}
 
 /// What both services are made of.
-struct Recipes {
+pub(super) struct Recipes {
     server: Server,
-    kv: Arc<Kv>,
+    pub(super) kv: Arc<Kv>,
 }
 
 impl Recipes {
-    fn new(server: Server) -> Self {
+    pub(super) fn new(server: Server) -> Self {
         Recipes {
             kv: Arc::new(Kv::new(server.clone())),
             server,
         }
     }
 
-    fn caller<T>(&self, request: &Request<T>) -> Caller {
+    pub(super) fn caller<T>(&self, request: &Request<T>) -> Caller {
         Caller {
             server: self.server.clone(),
             kv: self.kv.clone(),
@@ -260,9 +59,9 @@ impl Recipes {
 
 /// Somebody who runs a recipe; what it does is done in its name.
 #[derive(Clone)]
-struct Caller {
+pub(super) struct Caller {
     server: Server,
-    kv: Arc<Kv>,
+    pub(super) kv: Arc<Kv>,
     /// Of the request: it says who asks.
     metadata: MetadataMap,
     /// Of the connection's certificate: it says so too.
@@ -271,18 +70,18 @@ struct Caller {
 
 /// A key in a queue. It is deleted when this is dropped, unless it is kept: who stops waiting must not stand in the
 /// way of those behind.
-struct Place {
+pub(super) struct Place {
     caller: Caller,
     prefix: Bytes,
-    key: Bytes,
+    pub(super) key: Bytes,
     /// Its create revision.
-    created: i64,
+    pub(super) created: i64,
     kept: bool,
 }
 
 impl Place {
     /// Leaves the key where it is.
-    fn keep(mut self) -> Bytes {
+    pub(super) fn keep(mut self) -> Bytes {
         self.kept = true;
         self.key.clone()
     }
@@ -303,17 +102,17 @@ impl Drop for Place {
 }
 
 /// A place that was just taken, or was there.
-struct Entered {
-    place: Place,
+pub(super) struct Entered {
+    pub(super) place: Place,
     /// Whether it is at the head.
-    is_first: bool,
+    pub(super) is_first: bool,
     /// Its value, if it was there.
-    value_before: Option<Bytes>,
-    header: Option<ResponseHeader>,
+    pub(super) value_before: Option<Bytes>,
+    pub(super) header: Option<ResponseHeader>,
 }
 
 impl Caller {
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
         if let Some(name) = &self.common_name {
@@ -344,13 +143,13 @@ impl Caller {
         }
     }
 
-    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
+    pub(super) async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
         let answer = self.kv.range(self.request(request)).await;
         Ok(answer.map_err(refused)?.into_inner())
     }
 
     /// The lease given, or a new one for 0.
-    async fn session(&self, lease: i64) -> Result<i64, Status> {
+    pub(super) async fn session(&self, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
         }
@@ -362,7 +161,7 @@ impl Caller {
     /// Takes the last place in a queue, or finds the one that the lease has already.
     ///
     /// In a task of its own: if the caller goes away meanwhile, the place is given back once it is known.
-    async fn enter(&self, name: &Bytes, lease: i64, value: &Bytes) -> Result<Entered, Status> {
+    pub(super) async fn enter(&self, name: &Bytes, lease: i64, value: &Bytes) -> Result<Entered, Status> {
         let (caller, prefix, value) = (self.clone(), prefix(name), value.clone());
         let entered = tokio::spawn(async move { caller.enter_below(prefix, lease, value).await });
         entered.await.unwrap_or_else(|_| Err(status(Error::Stopped)))
@@ -405,7 +204,7 @@ impl Caller {
     }
 
     /// Waits until nobody is before a place; nothing, if the place itself is gone.
-    async fn await_turn(&self, place: &mut Place) -> Result<Option<ResponseHeader>, Status> {
+    pub(super) async fn await_turn(&self, place: &mut Place) -> Result<Option<ResponseHeader>, Status> {
         place.kept = false;
         loop {
             let before = Op::RequestRange(last_below(&place.prefix, place.created - 1));
@@ -437,7 +236,7 @@ impl Caller {
         }
     }
 
-    async fn proclaim(
+    pub(super) async fn proclaim(
         &self,
         key: &Bytes,
         created: i64,
@@ -462,7 +261,7 @@ impl Caller {
         }
     }
 
-    async fn delete_created_at(&self, key: &Bytes, created: i64) -> Result<TxnResponse, Status> {
+    pub(super) async fn delete_created_at(&self, key: &Bytes, created: i64) -> Result<TxnResponse, Status> {
         let delete = DeleteRangeRequest {
             key: key.clone(),
             ..DeleteRangeRequest::default()
@@ -476,7 +275,7 @@ impl Caller {
     }
 
     /// Tells of each leader and each of its values, until nobody listens.
-    async fn observe(
+    pub(super) async fn observe(
         &self,
         prefix: &Bytes,
         leaders: &mpsc::Sender<Result<LeaderResponse, Status>>,
@@ -565,101 +364,12 @@ struct Changes {
 
 impl Changes {
     /// The next events; none if a watcher was cancelled, as what it should tell is compacted.
-    async fn next(&mut self) -> Result<Vec<Event>, Status> {
+    pub(super) async fn next(&mut self) -> Result<Vec<Event>, Status> {
         loop {
             let response = self.responses.next().await.map_err(status)?.into_response();
             if response.canceled || !response.events.is_empty() {
                 return Ok(response.events);
             }
         }
-    }
-}
-
-/// All keys of a queue begin with this.
-fn prefix(name: &Bytes) -> Bytes {
-    let mut prefix = BytesMut::with_capacity(name.len() + 1);
-    prefix.put_slice(name);
-    prefix.put_u8(b'/');
-    prefix.freeze()
-}
-
-/// Where a queue's keys end: '0' comes after '/'.
-fn end_of(prefix: &Bytes) -> Bytes {
-    let mut end = BytesMut::from(&prefix[..prefix.len() - 1]);
-    end.put_u8(b'/' + 1);
-    end.freeze()
-}
-
-fn key_of(prefix: &Bytes, lease: i64) -> Bytes {
-    let sign = if lease < 0 { "-" } else { "" };
-    let mut key = BytesMut::from(&prefix[..]);
-    key.put_slice(format!("{sign}{:x}", lease.unsigned_abs()).as_bytes());
-    key.freeze()
-}
-
-fn exactly(key: &Bytes) -> RangeRequest {
-    RangeRequest {
-        key: key.clone(),
-        ..RangeRequest::default()
-    }
-}
-
-/// The key that was created first.
-fn first_below(prefix: &Bytes) -> RangeRequest {
-    RangeRequest {
-        key: prefix.clone(),
-        range_end: end_of(prefix),
-        limit: 1,
-        sort_target: SortTarget::Create as i32,
-        sort_order: SortOrder::Ascend as i32,
-        ..RangeRequest::default()
-    }
-}
-
-/// The key that was created last, but not after `created`.
-fn last_below(prefix: &Bytes, created: i64) -> RangeRequest {
-    RangeRequest {
-        sort_order: SortOrder::Descend as i32,
-        max_create_revision: created,
-        ..first_below(prefix)
-    }
-}
-
-fn created_at(key: &Bytes, revision: i64) -> Compare {
-    Compare {
-        result: CompareResult::Equal as i32,
-        target: CompareTarget::Create as i32,
-        key: key.clone(),
-        target_union: Some(TargetUnion::CreateRevision(revision)),
-        ..Compare::default()
-    }
-}
-
-fn ops<const N: usize>(ops: [Op; N]) -> Vec<RequestOp> {
-    ops.into_iter()
-        .map(|op| RequestOp { request: Some(op) })
-        .collect()
-}
-
-/// The first pair that each op found.
-fn pairs(txn: &TxnResponse) -> Vec<Option<KeyValue>> {
-    let first = |answer: &Option<Answer>| match answer {
-        Some(Answer::ResponseRange(range)) => range.kvs.first().cloned(),
-        _ => None,
-    };
-    txn.responses.iter().map(|op| first(&op.response)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_those_of_etcds_recipes() {
-        let prefix = prefix(&Bytes::from_static(b"job"));
-        assert_eq!(&prefix[..], b"job/");
-        assert_eq!(&end_of(&prefix)[..], b"job0");
-        assert_eq!(&key_of(&prefix, 0x694d_7f1a)[..], b"job/694d7f1a");
-        assert_eq!(&key_of(&prefix, i64::MIN)[..], b"job/-8000000000000000");
     }
 }
