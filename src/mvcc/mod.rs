@@ -13,7 +13,7 @@
 //! **Where things are.** The [`index`] (key → [`history`]) is in memory, built by a scan at open ([`gather`]). Values are in *versions*:
 //! the newest in memory, the rest in the engine, packed in [`block`]s by revision; [`loading`] finds them. [`save`] moves
 //! them from one to the other, behind the writer's back, and reclaims what compaction freed; [`defrag`] gives the disk its
-//! space back. [`attached`] finds the keys of a lease.
+//! space back. [`attached`] finds the keys of a lease; [`view`] is how readers see all of it.
 //!
 //! **One writer.** [`Store::write`] is called by apply alone. What it changes is invisible until [`Store::seal`].
 //!

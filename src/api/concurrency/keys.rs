@@ -24,6 +24,7 @@ pub(super) fn end_of(prefix: &Bytes) -> Bytes {
     end.freeze()
 }
 
+/// Where a lease stands in a queue.
 pub(super) fn key_of(prefix: &Bytes, lease: i64) -> Bytes {
     let sign = if lease < 0 { "-" } else { "" };
     let mut key = BytesMut::from(&prefix[..]);
@@ -31,6 +32,7 @@ pub(super) fn key_of(prefix: &Bytes, lease: i64) -> Bytes {
     key.freeze()
 }
 
+/// This key.
 pub(super) fn exactly(key: &Bytes) -> RangeRequest {
     RangeRequest {
         key: key.clone(),
@@ -59,6 +61,7 @@ pub(super) fn last_below(prefix: &Bytes, created: i64) -> RangeRequest {
     }
 }
 
+/// Whether it is still the key that was created at this revision.
 pub(super) fn created_at(key: &Bytes, revision: i64) -> Compare {
     Compare {
         result: CompareResult::Equal as i32,
@@ -69,6 +72,7 @@ pub(super) fn created_at(key: &Bytes, revision: i64) -> Compare {
     }
 }
 
+/// As a transaction has them.
 pub(super) fn ops<const N: usize>(ops: [Op; N]) -> Vec<RequestOp> {
     ops.into_iter()
         .map(|op| RequestOp { request: Some(op) })

@@ -48,6 +48,7 @@ pub async fn enter(
     }
 }
 
+/// The request for a place; `opened`: under this id only, as Raft runs with it already.
 pub(super) fn join_request(meeting: &Meeting, member_id: u64, opened: bool) -> peer::JoinRequest {
     peer::JoinRequest {
         token: meeting.introduction.token.clone(),

@@ -86,6 +86,7 @@ fn founder(met: &BTreeMap<String, Answer>) -> Result<&str, String> {
         .ok_or_else(|| "there are no members".to_string())
 }
 
+/// Founds a cluster of those that were met, nothing having spoken against it.
 pub(super) async fn found(
     replica: &Replica,
     meeting: &Meeting,

@@ -21,6 +21,7 @@ pub(super) struct Met {
     pub moved: Vec<Answer>,
 }
 
+/// Asks everywhere. Fails if the flags can't be right, whoever else answers.
 pub(super) async fn meet(replica: &Replica, meeting: &Meeting) -> anyhow::Result<Met> {
     let mut met = Met::default();
     for (name, urls) in &meeting.members {

@@ -1,9 +1,9 @@
 //! Watching: changes told to whoever asked, in order, once, completely.
 //!
-//! Apply tells the [`hub`] of every change through a feed that never holds it up. One thread hands live events to the
-//! watchers that are up to date, another reads to the rest from the store. What is on its way to a client waits in a
-//! bounded [`outbox`]; the services take it from there. Which watchers an event concerns is found in the [`index`];
-//! it is encoded once for all of them ([`message`]).
+//! Apply tells the [`hub`] of every change through a feed that never holds it up; who watches what stands in its
+//! [`registry`]. One thread hands live events to the watchers that are up to date, another reads to the rest from the
+//! store. What is on its way to a client waits in a bounded [`outbox`]; the services take it from there. Which watchers an
+//! event concerns is found in the [`index`]; it is encoded once for all of them ([`message`]).
 //!
 //! **How to use it.** A stream has two ends. Requests are etcd's; answers are etcd's too, their events still encoded:
 //!

@@ -53,6 +53,14 @@ impl Drop for SmallDisk {
     }
 }
 
+async fn await_serving(client: &Client) {
+    wait_for(PATIENCE, "the member to serve", || {
+        let mut client = client.clone();
+        async move { client.get("ready").await.ok() }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_loses_nothing() {
     let Some(disk) = SmallDisk::mount("300m") else {
@@ -67,12 +75,8 @@ async fn a_full_disk_loses_nothing() {
     let mut command = member.command();
     command.args(["--disk-reserve-bytes", "0"]);
     let mut process = spawn_logged(&mut command, &log);
-    let mut client = Client::new(&format!("http://127.0.0.1:{}", member.client_port));
-    wait_for(PATIENCE, "the member to serve", || {
-        let mut client = client.clone();
-        async move { client.get("ready").await.ok() }
-    })
-    .await;
+    let mut client = Client::new(&member.client_url());
+    await_serving(&client).await;
     let value = "v".repeat(1 << 20);
     let mut acknowledged = 0;
     let refusal = loop {
@@ -101,12 +105,7 @@ async fn a_full_disk_loses_nothing() {
     );
     disk.grow("2g");
     let mut process = spawn_logged(&mut member.command(), &log);
-    let what = format!("the member to serve again: {}", tail(&log));
-    wait_for(PATIENCE, &what, || {
-        let mut client = client.clone();
-        async move { client.get("ready").await.ok() }
-    })
-    .await;
+    await_serving(&client).await;
     for number in 0..acknowledged {
         let found = client.get(&format!("key {number}")).await.expect("a get");
         assert_eq!(
@@ -132,13 +131,8 @@ async fn a_disk_that_is_nearly_full_stops_writes_and_not_the_member() {
     let mut command = member.command();
     command.args(["--disk-reserve-bytes", "104857600"]);
     let mut process = spawn_logged(&mut command, &log);
-    let url = format!("http://127.0.0.1:{}", member.client_port);
-    let mut client = Client::new(&url);
-    wait_for(PATIENCE, "the member to serve", || {
-        let mut client = client.clone();
-        async move { client.get("ready").await.ok() }
-    })
-    .await;
+    let mut client = Client::new(&member.client_url());
+    await_serving(&client).await;
     let value = "v".repeat(1 << 20);
     let mut acknowledged = 0;
     let refused = loop {
@@ -159,7 +153,7 @@ async fn a_disk_that_is_nearly_full_stops_writes_and_not_the_member() {
     let said = std::fs::read_to_string(&log).expect("a log");
     assert!(said.contains("the disk is nearly full"), "{}", tail(&log));
     disk.grow("2g");
-    let mut maintenance = MaintenanceClient::new(channel(&url));
+    let mut maintenance = MaintenanceClient::new(channel(&member.client_url()));
     let what = "writes to go on once the alarm is cleared";
     wait_for(PATIENCE, what, || {
         let (mut maintenance, mut client) = (maintenance.clone(), client.clone());

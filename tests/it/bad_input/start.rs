@@ -12,12 +12,12 @@ use crate::support::rpc::{Client, Request};
 
 /// A member by itself, to be started wrongly.
 pub struct Lone<'a> {
-    pub name: &'a str,
-    pub data_dir: &'a Path,
-    pub client_port: u16,
-    pub peer_port: u16,
-    pub initial_cluster: String,
-    pub token: &'a str,
+    name: &'a str,
+    data_dir: &'a Path,
+    client_port: u16,
+    peer_port: u16,
+    initial_cluster: String,
+    token: &'a str,
 }
 
 impl<'a> Lone<'a> {
@@ -33,8 +33,12 @@ impl<'a> Lone<'a> {
         }
     }
 
+    pub fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
     pub fn command(&self) -> Command {
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let client = self.client_url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut command = Command::new(BINARY);
         command
@@ -184,7 +188,7 @@ async fn a_stranger_at_the_peer_port_is_kept_out() {
         tail(&log).contains("not yet in a cluster").then_some(())
     })
     .await;
-    let mut client = Client::new(&format!("http://127.0.0.1:{}", stranger.client_port));
+    let mut client = Client::new(&stranger.client_url());
     let alone = client
         .call_within(Duration::from_secs(2), Request::Put(put("from a stranger")))
         .await;
@@ -208,7 +212,7 @@ async fn a_member_with_the_directory_of_another_cluster_joins_neither() {
     let other = cluster.dir().join("other");
     let lone = Lone::new(&name, &other);
     let mut process = spawn_logged(&mut lone.command(), &cluster.dir().join("other log"));
-    let mut client = Client::new(&format!("http://127.0.0.1:{}", lone.client_port));
+    let mut client = Client::new(&lone.client_url());
     wait_for(PATIENCE, "the other cluster to serve", || {
         let mut client = client.clone();
         async move { client.put("kept", "elsewhere").await.ok() }
